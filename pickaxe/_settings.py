@@ -1,0 +1,30 @@
+"""Settings, with one order of precedence: keyword over environment over `.env` over default."""
+
+from __future__ import annotations
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """What an app needs to know about its surroundings.
+
+    Read from the environment with the prefix `PICKAXE_` (for example `PICKAXE_DATABASE_URL`) and from a
+    `.env` file in the working directory. Times are in seconds, sizes in bytes.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="PICKAXE_", env_file=".env", extra="ignore", frozen=True)
+
+    database_url: SecretStr | None = Field(None, description="Postgres, such as postgresql://user@host/db")
+    redis_url: SecretStr | None = Field(None, description="Redis, for the broker, limits and streams")
+    broker_url: SecretStr | None = Field(None, description="the broker, if it is not that Redis")
+
+    max_payload: int = Field(1024 * 1024, ge=1024, description="largest stored value, in bytes of JSON")
+    redispatch_after: float = Field(5.0, gt=0, description="a message not picked up is sent again after this")
+    redispatch_cap: float = Field(300.0, gt=0, description="…and the wait doubles up to this")
+    beat_every: float = Field(1.0, gt=0, description="how often a worker process shows that it lives")
+    dead_after: float = Field(2.0, gt=0, description="lock gone and no beat for this long: dead")
+    vanished_after: float = Field(10.0, gt=0, description="no beat for this long: dead, lock or no lock")
+    sweep_every: float = Field(1.0, gt=0, description="longest pause between two rounds of the sweeper")
+    stream_ttl: float = Field(60.0, gt=0, description="how long a run's live stream outlives its last entry")
+    pool_size: int = Field(10, ge=1, description="database connections a process keeps")

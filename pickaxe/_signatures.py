@@ -1,0 +1,116 @@
+"""The typed face of an agent or tool: what goes in, what comes out, both ways through JSON."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any, NotRequired, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter
+from typing_extensions import TypedDict
+
+from pickaxe import _values
+from pickaxe._inject import Context, Injected, resources
+from pickaxe.errors import ConfigurationError, InputError, OutputError
+
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+class Signature:
+    """Validates and converts a function's arguments and result. `what` names it: `"tool 'search'"`."""
+
+    def __init__(self, function: Callable[..., Any], *, what: str) -> None:
+        self.function = function
+        self.what = what
+        self._signature = inspect.signature(function)
+        self.injected: dict[str, Injected] = {}
+        self._inputs: dict[str, inspect.Parameter] = {}
+        for name, parameter in self._signature.parameters.items():
+            self._sort(name, parameter)
+
+    def _sort(self, name: str, parameter: inspect.Parameter) -> None:
+        if parameter.kind not in _NAMED:
+            raise ConfigurationError(
+                f"{self.what} has the parameter {str(parameter)!r}: every input needs a name of its own, so *args, "
+                f"**kwargs and positional-only parameters cannot be used"
+            )
+        if isinstance(parameter.default, Injected):
+            self.injected[name] = parameter.default
+        else:
+            self._inputs[name] = parameter
+
+    @cached_property
+    def _hints(self) -> dict[str, Any]:
+        try:
+            return get_type_hints(self.function, include_extras=True)
+        except NameError as error:
+            raise ConfigurationError(
+                f"{self.what}: the annotation {error.name!r} cannot be found. Types of inputs and outputs must be "
+                f"importable at run time, so do not hide them behind `if TYPE_CHECKING`."
+            ) from error
+
+    @cached_property
+    def input(self) -> TypeAdapter[Any]:
+        """The validator of all inputs, as one mapping."""
+        fields = {
+            name: self._hints.get(name, Any)
+            if parameter.default is parameter.empty
+            else NotRequired[self._hints.get(name, Any)]
+            for name, parameter in self._inputs.items()
+        }
+        make: Any = TypedDict  # made at run time, which type checkers do not follow
+        shape = make(f"{self.function.__name__}_input", fields)
+        shape.__pydantic_config__ = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
+        return TypeAdapter(shape)
+
+    @cached_property
+    def output(self) -> TypeAdapter[Any]:
+        """The validator of the result."""
+        return _values.adapter(self._hints.get("return", Any))
+
+    @property
+    def output_name(self) -> str:
+        """The promised type of the result, for people."""
+        hint = self._hints.get("return", Any)
+        return getattr(hint, "__name__", None) or str(hint)
+
+    def encode_input(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, cap: int) -> str:
+        """The arguments of a call as JSON text. Raises `InputError` or `PayloadError`."""
+        what = f"the input of {self.what}"
+        try:
+            bound = self._signature.bind_partial(*args, **kwargs)
+        except TypeError as error:
+            raise InputError(f"{what} does not fit: {error}. It takes {self._summary()}.") from error
+        if forced := [name for name in bound.arguments if name in self.injected]:
+            raise InputError(f"{what} does not fit: {forced[0]!r} is filled in by the worker, leave it out")
+        bound.apply_defaults()
+        given = {name: value for name, value in bound.arguments.items() if name in self._inputs}
+        checked = _values.check(self.input, given, what=what, error=InputError)
+        return _values.encode(self.input, checked, what=what, cap=cap)
+
+    def decode_input(self, text: str) -> dict[str, Any]:
+        """The typed arguments of a call. Raises `InputError`."""
+        arguments: dict[str, Any] = _values.decode(self.input, text, what=f"the input of {self.what}", error=InputError)
+        return arguments
+
+    def encode_output(self, value: Any, *, cap: int) -> str:
+        """A result as JSON text. Raises `OutputError` or `PayloadError`."""
+        what = f"the result of {self.what}"
+        promise = f"{what} (a {type(value).__name__}; it promises {self.output_name})"
+        checked = _values.check(self.output, value, what=promise, error=OutputError)
+        return _values.encode(self.output, checked, what=what, cap=cap)
+
+    def decode_output(self, text: str) -> Any:
+        """The typed result. Raises `OutputError`."""
+        return _values.decode(self.output, text, what=f"the recorded result of {self.what}", error=OutputError)
+
+    def inject(self, context: Context) -> dict[str, Any]:
+        """The values of the injected parameters."""
+        return {
+            name: context if marker.factory is None else resources.get(marker.factory)
+            for name, marker in self.injected.items()
+        }
+
+    def _summary(self) -> str:
+        return "(" + ", ".join(str(parameter) for parameter in self._inputs.values()) + ")"

@@ -1,0 +1,82 @@
+"""What an app knows about its agents and tools: the function, and how it wants to be run."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from pickaxe._rates import Rate
+from pickaxe._retry import Retry
+from pickaxe._signatures import Signature
+
+AGENT_QUEUE = "agents"
+TOOL_QUEUE = "tools"
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A fleet-wide rate on a key. `key` and `units` are fixed, or computed from the call's arguments."""
+
+    rates: tuple[Rate, ...]
+    key: str | Callable[..., str]
+    units: int | Callable[..., int] = 1
+
+    def claims(self, arguments: dict[str, Any]) -> list[tuple[str, str, int]]:
+        """What a call with these arguments uses, as (key, rate, units)."""
+        key = self.key(**arguments) if callable(self.key) else self.key
+        units = self.units(**arguments) if callable(self.units) else self.units
+        return [(str(key), str(rate), int(units)) for rate in self.rates]
+
+
+@dataclass(frozen=True, eq=False)
+class Spec:
+    """What agents and tools have in common."""
+
+    function: Callable[..., Any]
+    name: str
+    queue: str
+    description: str = ""
+    priority: int | None = None
+    timeout: float | None = None
+
+    @cached_property
+    def is_async(self) -> bool:
+        return inspect.iscoroutinefunction(self.function)
+
+    @property
+    def what(self) -> str:
+        """The name of this handle in messages."""
+        raise NotImplementedError
+
+    @cached_property
+    def signature(self) -> Signature:
+        return Signature(self.function, what=self.what)
+
+
+@dataclass(frozen=True, eq=False)
+class ToolSpec(Spec):
+    """A tool. Times in seconds; `timeout` is for one attempt."""
+
+    retry: Retry = field(default_factory=lambda: Retry(attempts=1))
+    schedule_timeout: float | None = None
+    total_timeout: float | None = None
+    limits: tuple[Limit, ...] = ()
+    inline: bool = False
+
+    @property
+    def what(self) -> str:
+        return f"tool {self.name!r}"
+
+
+@dataclass(frozen=True, eq=False)
+class AgentSpec(Spec):
+    """An agent. `timeout` (seconds) is for the whole run."""
+
+    version: str = "1"
+
+    @property
+    def what(self) -> str:
+        return f"agent {self.name!r}"

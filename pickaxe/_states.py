@@ -1,0 +1,92 @@
+"""The states of a run and of a step, and the one table of legal transitions.
+
+Every guarded statement in `pickaxe/store/queries` moves a row along an edge of these tables;
+`tests/integration/test_transitions.py` drives the SQL and compares. The diagram is in CONTRIBUTING.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+
+class RunState(StrEnum):
+    """Where a run is. `READY` means: its agent task belongs in the broker, at or after `due`."""
+
+    READY = "ready"
+    WAITING = "waiting"
+    PAUSED = "paused"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def terminal(self) -> bool:
+        return not RUN_TRANSITIONS[self]
+
+
+class StepState(StrEnum):
+    """Where a step is.
+
+    `READY`: its tool task belongs in the broker, at or after `due` (a retry and a throttled call wait
+    here). `BLOCKED`: held back by its gather's concurrency cap. `RUNNING`: owned by a worker process.
+    `WAITING`: a timer, signal, event, child run or gather that has not come yet. `CANCELLING`: a child
+    run was told to stop and its parent waits for it.
+    """
+
+    BLOCKED = "blocked"
+    READY = "ready"
+    RUNNING = "running"
+    WAITING = "waiting"
+    CANCELLING = "cancelling"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def terminal(self) -> bool:
+        return not STEP_TRANSITIONS[self]
+
+
+class StepKind(StrEnum):
+    """What a step is. `TOOL` is the only kind a worker claims; an inline step is a tool claimed as it is born."""
+
+    TOOL = "tool"
+    CHILD = "child"
+    TIMER = "timer"
+    SIGNAL = "signal"
+    EVENT = "event"
+    GATHER = "gather"
+
+
+class ChildPolicy(StrEnum):
+    """What becomes of a child run when its parent stops wanting it."""
+
+    CANCEL = "cancel"
+    DETACH = "detach"
+    WAIT = "wait"
+
+
+RUN_TRANSITIONS: Mapping[RunState, frozenset[RunState]] = {
+    # READY→READY is a re-publish, a wake-up while already awake, or `continue_as`.
+    RunState.READY: frozenset(RunState),
+    # WAITING leaves only by being woken; `cancel(force=True)` ends it on the spot.
+    RunState.WAITING: frozenset({RunState.READY, RunState.CANCELLED}),
+    RunState.PAUSED: frozenset({RunState.READY, RunState.CANCELLED}),
+    RunState.SUCCEEDED: frozenset(),
+    RunState.FAILED: frozenset(),
+    RunState.CANCELLED: frozenset(),
+}
+
+STEP_TRANSITIONS: Mapping[StepState, frozenset[StepState]] = {
+    StepState.BLOCKED: frozenset({StepState.READY, StepState.FAILED, StepState.CANCELLED}),
+    StepState.READY: frozenset({StepState.READY, StepState.RUNNING, StepState.FAILED, StepState.CANCELLED}),
+    StepState.RUNNING: frozenset({StepState.READY, StepState.SUCCEEDED, StepState.FAILED, StepState.CANCELLED}),
+    StepState.WAITING: frozenset(
+        {StepState.WAITING, StepState.SUCCEEDED, StepState.FAILED, StepState.CANCELLED, StepState.CANCELLING}
+    ),
+    StepState.CANCELLING: frozenset({StepState.SUCCEEDED, StepState.FAILED, StepState.CANCELLED}),
+    StepState.SUCCEEDED: frozenset(),
+    StepState.FAILED: frozenset(),
+    StepState.CANCELLED: frozenset(),
+}

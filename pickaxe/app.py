@@ -1,0 +1,255 @@
+"""`Pickaxe`: a Celery app made of handles."""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from pickaxe import _values
+from pickaxe._inject import resources
+from pickaxe._rates import Rate, parse_rates
+from pickaxe._settings import Settings
+from pickaxe._specs import AgentSpec, ToolSpec
+from pickaxe.authoring._handles import Agent, EnqueueOptions, Handle, Tool
+from pickaxe.broker import (
+    BrokerApp,
+    current_message,
+    is_redis,
+    on_process_start,
+    on_process_stop,
+    on_worker_start,
+    on_worker_stop,
+    running_worker,
+)
+from pickaxe.client import Client, Run
+from pickaxe.engine import _attempts, _executor
+from pickaxe.engine._engine import Engine
+from pickaxe.engine._liveness import Liveness
+from pickaxe.engine._sweeper import Sweeper
+from pickaxe.errors import ConfigurationError, DuplicateHandleError
+
+logger = logging.getLogger("pickaxe")
+
+_UNSET = "memory://"
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """Fleet-wide rules for one Celery queue. `rate_limit` as for tools: `"50/s"`, `"50/s,1000/h"`."""
+
+    name: str
+    rate_limit: str | Rate | Sequence[str | Rate] | None = None
+
+
+class Pickaxe(BrokerApp):
+    """A Celery app that runs these agents and tools.
+
+    `celery -A your.module worker -Q agents,tools` works unchanged, and so does Flower: each agent and each
+    tool is one Celery task of its own name. `queues` puts fleet-wide limits on queues; `conf` is plain Celery
+    configuration, which wins over Pickaxe's; `settings` default to the environment (`PICKAXE_DATABASE_URL`,
+    `PICKAXE_REDIS_URL`, …).
+
+    Building it connects to nothing. Raises `DuplicateHandleError` and `ConfigurationError`.
+    """
+
+    def __init__(
+        self,
+        name: str = "pickaxe",
+        *,
+        agents: Iterable[Agent[Any, Any]] = (),
+        tools: Iterable[Tool[Any, Any]] = (),
+        queues: Iterable[Queue] = (),
+        settings: Settings | None = None,
+        conf: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.settings = settings if settings is not None else Settings()
+        self.handles = _by_name([*agents, *tools])
+        self.queue_limits = _queue_limits(queues)
+        super().__init__(name, _broker_url(self.settings), _result_url(self.settings), conf)
+        self._services: _Services | None = None
+        for handle in self.handles.values():
+            handle.bind(self)
+            self._add(handle)
+        self.pickaxe_on_unknown = self._unknown_task
+        self.pickaxe_on_malformed = self._malformed_message
+        on_process_start(self, self._process_started)
+        on_process_stop(self, self._process_stopped)
+        on_worker_start(self, self._worker_started)
+        on_worker_stop(self, self._worker_stopped)
+
+    @cached_property
+    def client(self) -> Client:
+        """Runs seen from outside: enqueue, read, signal, cancel."""
+        return Client(self.settings, publisher_app=self)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """This process's engine."""
+        return Engine(
+            name=self.main,
+            store=self.client.store,
+            publisher=self.client.publisher,
+            redis_client=self.client.redis,
+            settings=self.settings,
+            agents={n: h.spec for n, h in self.handles.items() if isinstance(h.spec, AgentSpec)},
+            tools={n: h.spec for n, h in self.handles.items() if isinstance(h.spec, ToolSpec)},
+            queue_limits=self.queue_limits,
+        )
+
+    def enqueue(
+        self,
+        handle: Agent[Any, Any],
+        calls: Sequence[Any],
+        options: Sequence[EnqueueOptions],
+        connection: Any,
+    ) -> list[Run[Any]]:
+        """What handles do in `enqueue`: see there."""
+        return self.client.enqueue(handle, calls, options, connection)
+
+    def run(self, run_id: str | uuid.UUID) -> Run[Any]:
+        """The run with this id. Its result is typed when this app knows its agent."""
+        return self.client.run(run_id, self.handles)
+
+    # What workers do.
+
+    def _add(self, handle: Handle[Any, Any]) -> None:
+        spec = handle.spec
+        if isinstance(spec, AgentSpec):
+            self.add_task(spec.name, self._agent_task, queue=spec.queue, doc=spec.description)
+            return
+        assert isinstance(spec, ToolSpec)
+        tool = spec
+
+        def run(**message: Any) -> None:
+            self._tool_task(tool, message)
+
+        async def run_async(**message: Any) -> None:
+            await self._tool_task_async(tool, message)
+
+        self.add_task(spec.name, run, run_async if spec.is_async else None, queue=spec.queue, doc=spec.description)
+
+    def _agent_task(self, run: str) -> None:
+        _executor.execute(self.engine, uuid.UUID(run))
+
+    def _tool_task(self, spec: ToolSpec, message: dict[str, Any]) -> None:
+        attempt = _attempts.claim(self.engine, spec, *_unpacked(message))
+        if attempt is not None:
+            _attempts.perform(attempt, chord=_in_chord())
+
+    async def _tool_task_async(self, spec: ToolSpec, message: dict[str, Any]) -> None:
+        import asyncio
+
+        attempt = await asyncio.to_thread(_attempts.claim, self.engine, spec, *_unpacked(message))
+        if attempt is not None:
+            await _attempts.perform_async(attempt, chord=_in_chord())
+
+    def _unknown_task(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], headers: Any) -> None:
+        """Nothing is dropped and no attempt is burned: the row waits, longer every time, and says why."""
+        worker = running_worker(self)
+        where = f"worker {worker.hostname}" if worker else "a worker"
+        reason = f"{where} does not know {name!r}: add it to its Pickaxe(...), or start a worker that has it"
+        cap, store = self.settings.redispatch_cap, self.client.store
+        try:
+            run = uuid.UUID(str(kwargs["run"]))
+        except (KeyError, ValueError):
+            store.set_aside(reason=reason, body=repr((args, kwargs)), headers=_shown(headers))
+            return
+        if "step" in kwargs:
+            store.defer_unknown_step(run, str(kwargs["step"]), reason, cap)
+        else:
+            store.defer_run(run, reason, cap)
+
+    def _malformed_message(self, body: bytes, headers: Any, _properties: Any, reason: str) -> None:
+        number = self.client.store.set_aside(
+            reason=reason,
+            body=body[:65536].decode("utf-8", "backslashreplace").replace("\0", "\\0"),
+            headers=_shown(headers),
+        )
+        logger.error("a malformed message was set aside as dead letter %d: %s", number, reason)
+
+    def _process_started(self) -> None:
+        worker = running_worker(self)
+        if self._services is not None:
+            return
+        self.client.forked()
+        self.__dict__.pop("engine", None)
+        self.engine.worker_name = worker.hostname if worker else ""
+        self._services = _Services(self.engine)
+        self._services.liveness.start()
+
+    def _process_stopped(self) -> None:
+        if self._services is not None:
+            self._services.liveness.stop()
+        resources.close()
+
+    def _worker_started(self) -> None:
+        self.engine.worker_name = getattr(running_worker(self), "hostname", "")
+        self._sweeper = Sweeper(self.engine)
+        self._sweeper.start()
+
+    def _worker_stopped(self) -> None:
+        self._sweeper.stop()
+
+
+class _Services:
+    """What a process that runs tasks keeps going."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.pid = os.getpid()
+        self.liveness = Liveness(engine)
+
+
+def _unpacked(message: dict[str, Any]) -> tuple[uuid.UUID, str, int, list[Any]]:
+    return uuid.UUID(message["run"]), message["step"], int(message["attempt"]), message.get("limits") or []
+
+
+def _in_chord() -> bool:
+    message = current_message()
+    return message is not None and message.headers.get("chord") is not None
+
+
+def _by_name(handles: Sequence[Handle[Any, Any]]) -> dict[str, Handle[Any, Any]]:
+    found: dict[str, Handle[Any, Any]] = {}
+    for handle in handles:
+        if not isinstance(handle, Handle):
+            raise ConfigurationError(
+                f"Pickaxe(...) takes handles made by @agent and @tool, not {handle!r}: decorate the function"
+            )
+        other = found.setdefault(handle.name, handle)
+        if other is not handle:
+            raise DuplicateHandleError(
+                f"two handles are named {handle.name!r}: {_where(other)} and {_where(handle)}. Names are the Celery "
+                f"task names and the keys of the log: give one of them another with `name=`."
+            )
+    return found
+
+
+def _where(handle: Handle[Any, Any]) -> str:
+    function = handle.spec.function
+    return f"{function.__module__}.{function.__qualname__}"
+
+
+def _queue_limits(queues: Iterable[Queue]) -> dict[str, tuple[Rate, ...]]:
+    return {queue.name: parse_rates(queue.rate_limit) for queue in queues if queue.rate_limit is not None}
+
+
+def _broker_url(settings: Settings) -> str:
+    url = settings.broker_url or settings.redis_url
+    return url.get_secret_value() if url else _UNSET
+
+
+def _result_url(settings: Settings) -> str | None:
+    url = settings.redis_url
+    return url.get_secret_value() if url and is_redis(url.get_secret_value()) else None
+
+
+def _shown(headers: Any) -> str:
+    return _values.dump({str(k): repr(v)[:500] for k, v in dict(headers).items()})
+
+
+__all__ = ["Pickaxe", "Queue"]

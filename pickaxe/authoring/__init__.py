@@ -1,0 +1,1 @@
+"""What agents and tools are written with."""

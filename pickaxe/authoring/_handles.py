@@ -1,0 +1,313 @@
+"""Handles: what `@agent` and `@tool` make of a function.
+
+Inside an agent, calling a handle makes a durable step. Anywhere else it is the plain function: in
+synchronous code the call itself, in asynchronous code something to await.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import inspect
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import update_wrapper
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast
+
+from pickaxe._durations import Duration, optional_seconds
+from pickaxe._inject import Context
+from pickaxe._specs import AgentSpec, Spec, ToolSpec
+from pickaxe._states import ChildPolicy, StepKind
+from pickaxe._values import digest
+from pickaxe.core._calls import Asked, Call
+from pickaxe.core._reduction import Reduction, current
+from pickaxe.engine._errors import reraise
+from pickaxe.errors import InputError, UnboundHandleError
+
+if TYPE_CHECKING:
+    from pickaxe.client import Run
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+MAX_PAYLOAD = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class CallOptions:
+    """What one call wants otherwise than its handle. None: as the handle."""
+
+    key: str | None = None
+    queue: str | None = None
+    priority: int | None = None
+    timeout: float | None = None
+    attempts: int | None = None
+    policy: ChildPolicy = ChildPolicy.CANCEL
+
+
+@dataclass(frozen=True, slots=True)
+class EnqueueOptions:
+    """How one run is to be started. `delay` in seconds."""
+
+    idempotency_key: str | None = None
+    delay: float = 0.0
+    priority: int | None = None
+    metadata: Mapping[str, Any] | None = None
+
+
+ENQUEUE_OPTIONS = frozenset({"idempotency_key", "delay", "priority", "metadata", "connection"})
+"""Keywords of `Agent.enqueue`, which an agent's own parameters therefore cannot be called."""
+
+
+def no_binding() -> Any:
+    """Nothing is known of a fleet."""
+
+
+default_binding: Callable[[], Any] = no_binding
+"""Where handles that belong to no app find one. Set by `pickaxe.client`."""
+
+
+class Handle(Generic[P, R]):
+    """What agents and tools have in common. `fn` is the plain function."""
+
+    spec: Spec
+    _options: CallOptions
+    _binding: Any
+
+    def __init__(self, spec: Spec) -> None:
+        self.spec = spec
+        self._options = CallOptions()
+        self._binding = None
+        update_wrapper(self, spec.function)
+
+    @property
+    def name(self) -> str:
+        """The name of the Celery task, and of the steps."""
+        return self.spec.name
+
+    @property
+    def fn(self) -> Callable[P, Any]:
+        """The plain function."""
+        return self.spec.function
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+        """A durable step inside an agent; the plain function elsewhere."""
+        reduction = current()
+        if reduction is not None:
+            return self._call(reduction, args, kwargs)
+        return cast("Coroutine[Any, Any, R]", self._plain(args, kwargs))
+
+    def bind(self, binding: Any) -> None:
+        """Used by `Pickaxe(...)`: the app this handle is run by."""
+        self._binding = binding
+
+    def _max_payload(self) -> int:
+        return MAX_PAYLOAD if self._binding is None else int(self._binding.settings.max_payload)
+
+    def _call(self, reduction: Reduction, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+        raise NotImplementedError
+
+    def _plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        injected = self.spec.signature.inject(Context(tool=self.name)) if self.spec.signature.injected else {}
+        result = self.spec.function(*args, **{**injected, **kwargs})
+        if inspect.isawaitable(result) or asyncio._get_running_loop() is None:
+            return result
+        return _Ready(result)
+
+    def _with(self, **changes: Any) -> Any:
+        given = {name: value for name, value in changes.items() if value is not None}
+        other = copy.copy(self)
+        other._options = replace(self._options, **given)
+        return other
+
+    def __repr__(self) -> str:
+        return f"<{self.spec.what}>"
+
+
+class _Ready(Coroutine[Any, Any, Any]):
+    """A value that can be awaited, so that an agent's body also runs outside of the fleet."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def __await__(self) -> Any:
+        return self._value
+        yield
+
+    def send(self, value: Any) -> Any:  # noqa: ARG002 - a coroutine's signature
+        raise StopIteration(self._value)
+
+    def throw(self, *args: Any) -> Any:
+        raise args[0]
+
+    def close(self) -> None:
+        """Nothing was begun."""
+
+
+class Tool(Handle[P, R]):
+    """A leaf task. All effects live in tools."""
+
+    spec: ToolSpec
+
+    def using(
+        self,
+        *,
+        key: str | None = None,
+        queue: str | None = None,
+        priority: int | None = None,
+        timeout: Duration | None = None,
+        retries: int | None = None,
+    ) -> Tool[P, R]:
+        """This tool with other options for the calls made through it.
+
+        `key` names the step (it must be unique in the run); `timeout` is for one attempt; `retries` counts
+        the tries after the first.
+        """
+        attempts = None if retries is None else retries + 1
+        return cast(
+            "Tool[P, R]",
+            self._with(key=key, queue=queue, priority=priority, timeout=optional_seconds(timeout), attempts=attempts),
+        )
+
+    def map(
+        self,
+        items: Iterable[Any],
+        *,
+        limit: int | None = None,
+        quorum: int | None = None,
+        return_exceptions: bool = False,
+    ) -> Coroutine[Any, Any, list[R]]:
+        """One call for each item, as one `gather`: see there."""
+        from pickaxe.authoring._flow import gather
+
+        call = cast("Callable[[Any], Coroutine[Any, Any, R]]", self)
+        return gather(*(call(item) for item in items), limit=limit, quorum=quorum, return_exceptions=return_exceptions)
+
+    def _call(self, reduction: Reduction, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+        spec, own = self.spec, self._options
+        text = spec.signature.encode_input(args, kwargs, cap=self._max_payload())
+        options: dict[str, Any] = {
+            "queue": own.queue or spec.queue,
+            "priority": own.priority if own.priority is not None else spec.priority,
+            "timeout": own.timeout if own.timeout is not None else spec.timeout,
+            "schedule_timeout": spec.schedule_timeout,
+            "total_timeout": spec.total_timeout,
+            "attempts": own.attempts,
+            "inline": spec.inline or None,
+        }
+        if spec.limits:
+            arguments = spec.signature.decode_input(text)
+            options["limits"] = [claim for limit in spec.limits for claim in limit.claims(arguments)]
+        return Call(
+            reduction,
+            Asked(
+                StepKind.TOOL, spec.name, spec.signature.decode_output, reraise, text, digest(text), options,
+                key=own.key, body=spec if spec.inline else None,
+            ),
+        )  # fmt: skip
+
+
+class Agent(Handle[P, R]):
+    """A task that is replayed from its log. Pure: every effect is a tool's."""
+
+    spec: AgentSpec
+
+    def using(
+        self,
+        *,
+        key: str | None = None,
+        queue: str | None = None,
+        priority: int | None = None,
+        timeout: Duration | None = None,
+        on_cancel: ChildPolicy | str | None = None,
+    ) -> Agent[P, R]:
+        """This agent with other options for the runs started through it.
+
+        `on_cancel` says what becomes of the child run when its parent no longer wants it: `"cancel"` it (the
+        default), `"wait"` for it to clean up after being cancelled, or `"detach"` and let it go on. `key`
+        and `on_cancel` only matter for child runs.
+        """
+        policy = None if on_cancel is None else ChildPolicy(on_cancel)
+        return cast(
+            "Agent[P, R]",
+            self._with(key=key, queue=queue, priority=priority, timeout=optional_seconds(timeout), policy=policy),
+        )
+
+    map = Tool.map
+
+    def enqueue(
+        self,
+        *args: Any,
+        idempotency_key: str | None = None,
+        delay: Duration | None = None,
+        priority: int | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        connection: Any = None,
+        **kwargs: Any,
+    ) -> Run[R]:
+        """Start a run on the fleet. Returns as soon as the run is safe in Postgres.
+
+        A second call with the same `idempotency_key` returns the first one's run. `delay` starts it later;
+        `priority` is 0 to 9, 9 the most urgent; `metadata` is JSON kept with the run. With `connection` (a
+        SQLAlchemy connection or session, or a psycopg connection, to the same database) the run is part of
+        that transaction: no run if it rolls back, exactly one if it commits.
+
+        Raises `InputError` for arguments that do not fit, `PayloadError` for ones too large,
+        `ServiceUnavailableError` when Postgres cannot be reached.
+        """
+        options = EnqueueOptions(idempotency_key, optional_seconds(delay) or 0.0, priority, metadata)
+        return cast("Run[R]", self._bound().enqueue(self, [(args, kwargs)], [options], connection)[0])
+
+    async def aenqueue(self, *args: Any, **kwargs: Any) -> Run[R]:
+        """`enqueue` for asynchronous code: the same arguments; the statement runs in a thread."""
+        return await asyncio.to_thread(self.enqueue, *args, **kwargs)
+
+    def enqueue_many(
+        self,
+        inputs: Iterable[Any],
+        *,
+        idempotency_keys: Sequence[str] | None = None,
+        delay: Duration | None = None,
+        priority: int | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        connection: Any = None,
+    ) -> list[Run[R]]:
+        """Start many runs with one statement. Each input is the agent's argument, or a tuple of them.
+
+        All are accepted, or, when one of them is refused, none.
+        """
+        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
+            (item if isinstance(item, tuple) else (item,), {}) for item in inputs
+        ]
+        keys: Sequence[str | None] = idempotency_keys if idempotency_keys is not None else [None] * len(calls)
+        if len(keys) != len(calls):
+            raise InputError(f"{len(calls)} inputs, but {len(keys)} idempotency keys: there must be one for each")
+        wait = optional_seconds(delay) or 0.0
+        options = [EnqueueOptions(key, wait, priority, metadata) for key in keys]
+        return cast("list[Run[R]]", self._bound().enqueue(self, calls, options, connection))
+
+    def _bound(self) -> Any:
+        binding = self._binding or default_binding()
+        if binding is None:
+            raise UnboundHandleError(
+                f"{self.spec.what} belongs to no Pickaxe app here, and PICKAXE_DATABASE_URL is not set: import the "
+                f"module that builds your app (such as workers.app), or set the URL"
+            )
+        return binding
+
+    def _call(self, reduction: Reduction, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+        spec, own = self.spec, self._options
+        text = spec.signature.encode_input(args, kwargs, cap=self._max_payload())
+        options = {
+            "queue": own.queue or spec.queue,
+            "priority": own.priority if own.priority is not None else spec.priority,
+            "timeout": own.timeout if own.timeout is not None else spec.timeout,
+            "version": spec.version,
+        }
+        return Call(
+            reduction,
+            Asked(
+                StepKind.CHILD, spec.name, spec.signature.decode_output, reraise, text, digest(text), options,
+                own.policy, own.key,
+            ),
+        )  # fmt: skip

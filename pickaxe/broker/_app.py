@@ -1,0 +1,44 @@
+"""The Celery app under a Pickaxe app."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+from celery import Celery, Task
+
+from pickaxe.broker._config import celery_config
+from pickaxe.broker._transport import install
+
+
+class BrokerApp(Celery):  # type: ignore[misc]
+    """A Celery app with Pickaxe's transport and settings; what the user configures on it wins."""
+
+    def __init__(self, name: str, broker_url: str, result_url: str | None, conf: Mapping[str, Any] | None) -> None:
+        install()
+        # `set_as_current=False`: an application that has a Celery app of its own keeps it as the current one.
+        super().__init__(name, set_as_current=False)
+        self.add_defaults(celery_config(broker_url, result_url, overrides=conf))
+
+    def add_task(
+        self,
+        name: str,
+        run: Callable[..., None],
+        run_async: Callable[..., Coroutine[Any, Any, None]] | None = None,
+        *,
+        queue: str,
+        doc: str = "",
+    ) -> None:
+        """Register a task. With `run_async`, the coroutine pool awaits that instead of calling `run`."""
+        body: dict[str, Any] = {
+            "run": staticmethod(run),
+            "name": name,
+            "queue": queue,
+            "__doc__": doc,
+            "typing": False,
+        }
+        if run_async is not None:
+            body |= {"pickaxe_coroutine": True, "run_async": staticmethod(run_async)}
+        task: type[Task] = type(name, (self.Task,), body)
+        self.register_task(task())
+        self.conf.task_routes = {**(self.conf.task_routes or {}), name: {"queue": queue}}

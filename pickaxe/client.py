@@ -1,0 +1,329 @@
+"""Runs seen from outside: start them, wait for them, talk to them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import redis
+
+from pickaxe import _values
+from pickaxe._durations import Duration, optional_seconds
+from pickaxe._settings import Settings
+from pickaxe._states import RunState
+from pickaxe.authoring import _handles
+from pickaxe.broker import BrokerApp, Publisher
+from pickaxe.engine import _cancellation
+from pickaxe.engine._dispatch import agent_message, publish, publish_run
+from pickaxe.engine._engine import Engine
+from pickaxe.errors import (
+    ConfigurationError,
+    InputError,
+    NotFoundError,
+    ResultTimeoutError,
+    RunCancelledError,
+    RunFailedError,
+    RunPausedError,
+)
+from pickaxe.store import Database, NewRun, RunView, StepView, Store, check_schema
+from pickaxe.store._outbox import insert_with
+from pickaxe.streams import Transition, follow
+
+if TYPE_CHECKING:
+    from pickaxe.authoring._handles import Agent, EnqueueOptions, Handle
+
+R = TypeVar("R")
+
+
+class Client:
+    """A connection to the fleet's Postgres and Redis. Connects when first used."""
+
+    def __init__(self, settings: Settings, *, publisher_app: Any = None) -> None:
+        self.settings = settings
+        self._app = publisher_app
+
+    @cached_property
+    def store(self) -> Store:
+        """The log."""
+        if self.settings.database_url is None:
+            raise ConfigurationError(
+                "PICKAXE_DATABASE_URL is not set: it says where the log is kept, such as "
+                "postgresql://user@host:5432/name. For a try-out, `pickaxe demo` brings its own."
+            )
+        database = Database(self.settings.database_url.get_secret_value(), pool_size=self.settings.pool_size)
+        return Store(database, redispatch=self.settings.redispatch_after)
+
+    @cached_property
+    def redis(self) -> redis.Redis:
+        """Limits, streams, and the broker's incarnation."""
+        if self.settings.redis_url is None:
+            raise ConfigurationError(
+                "PICKAXE_REDIS_URL is not set: it is the broker, and keeps rate limits and live streams, such as "
+                "redis://host:6379/0. For a try-out, `pickaxe demo` brings its own."
+            )
+        return redis.Redis.from_url(
+            self.settings.redis_url.get_secret_value(),
+            decode_responses=True, socket_timeout=3, socket_connect_timeout=3, health_check_interval=10,
+        )  # fmt: skip
+
+    @cached_property
+    def publisher(self) -> Publisher:
+        """The broker."""
+        if self._app is None:
+            url = self.settings.broker_url or self.settings.redis_url
+            if url is None:
+                raise ConfigurationError("PICKAXE_REDIS_URL is not set: it is the broker, such as redis://host:6379/0")
+            self._app = BrokerApp("pickaxe-client", url.get_secret_value(), None, None)
+        return Publisher(self._app)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """An engine that runs nothing: it publishes and cancels."""
+        return Engine(
+            name="client", store=self.store, publisher=self.publisher, redis_client=self.redis,
+            settings=self.settings, agents={}, tools={}, queue_limits=getattr(self._app, "queue_limits", {}),
+        )  # fmt: skip
+
+    def forked(self) -> None:
+        """After a fork: the parent's connections are the parent's."""
+        if "store" in self.__dict__:
+            self.store.database.forked()
+        for name in ("redis", "publisher", "engine"):
+            self.__dict__.pop(name, None)
+
+    def close(self) -> None:
+        """Close all connections."""
+        if "store" in self.__dict__:
+            self.store.database.close()
+        if "redis" in self.__dict__:
+            self.redis.close()
+
+    def check(self) -> None:
+        """Whether both services answer and the schema fits. Raises a typed error that says what to do."""
+        check_schema(self.store.database)
+
+    def enqueue(
+        self,
+        handle: Agent[Any, Any],
+        calls: Sequence[Any],
+        options: Sequence[EnqueueOptions],
+        connection: Any = None,
+    ) -> list[Run[Any]]:
+        """What handles do in `enqueue`: see there."""
+        runs = [self._new_run(handle, args, kwargs, o) for (args, kwargs), o in zip(calls, options, strict=True)]
+        if connection is None:
+            ids = self.store.enqueue(runs)
+            self._publish_new([run for run, run_id in zip(runs, ids, strict=True) if run.id == run_id])
+        else:
+            # Due as soon as it is visible: only some drivers tell when the transaction commits.
+            runs = [replace(run, due_in=options[0].delay) for run in runs]
+            known = insert_with(connection, runs, on_commit=lambda: self._publish_new(runs))
+            ids = [known.get((run.agent, run.idempotency_key), run.id) for run in runs]
+        return [Run(self, run_id, handle) for run_id in ids]
+
+    def _publish_new(self, runs: Sequence[NewRun]) -> None:
+        now = [run for run in runs if run.due is None and run.due_in <= self.settings.redispatch_after]
+        publish(self.engine, [agent_message(r.id, r.agent, r.queue, r.priority, r.id, 0) for r in now])
+
+    def _new_run(self, handle: Agent[Any, Any], args: Any, kwargs: Any, options: EnqueueOptions) -> NewRun:
+        spec, own = handle.spec, handle._options
+        text = spec.signature.encode_input(args, kwargs, cap=self.settings.max_payload)
+        priority = next((p for p in (options.priority, own.priority, spec.priority) if p is not None), 5)
+        if not 0 <= priority <= 9:
+            raise InputError(f"priority {priority} of {spec.what} must be between 0 and 9 (the most urgent)")
+        timeout = own.timeout if own.timeout is not None else spec.timeout
+        return NewRun(
+            uuid7(), spec.name, spec.version, own.queue or spec.queue, priority, text,
+            due_in=options.delay or self.settings.redispatch_after,
+            timeout=None if timeout is None else timeout + options.delay,
+            idempotency_key=options.idempotency_key,
+            metadata=None if options.metadata is None else self._metadata(options.metadata),
+        )  # fmt: skip
+
+    def _metadata(self, metadata: Mapping[str, Any]) -> str:
+        return _values.encode(
+            _values.adapter(dict[str, Any]),
+            dict(metadata),
+            what="the metadata",
+            cap=self.settings.max_payload,
+        )
+
+    def run(self, run_id: str | uuid.UUID, handles: Mapping[str, Handle[Any, Any]] | None = None) -> Run[Any]:
+        """The run with this id, or whose id begins like this. Raises `NotFoundError`."""
+        run = self._find(run_id)
+        view = self.store.view_run(run)
+        assert view is not None
+        return Run(self, run, (handles or {}).get(view.agent))
+
+    def _find(self, run_id: str | uuid.UUID) -> uuid.UUID:
+        found = self.store.find_runs(str(run_id))
+        if not found:
+            raise NotFoundError(f"there is no run {run_id!s} in {self.store.database.place}: see `pickaxe runs`")
+        if len(found) > 1:
+            raise NotFoundError(f"{run_id!s} begins the id of more than one run: give more of it")
+        return found[0]
+
+    def runs(self, **filters: Any) -> list[RunView]:
+        """Runs, newest first: `agent`, `states`, `children`, `limit`."""
+        return self.store.list_runs(**filters)
+
+    def publish_event(self, key: str, payload: Any = None, *, scope: str = "") -> int:
+        """Publish an outside fact. Every run that waits for it takes it. Returns how many were woken."""
+        text = _values.encode(_values.adapter(Any), payload, what=f"the event {key!r}", cap=self.settings.max_payload)
+        woken = self.store.publish_event(key, scope, text)
+        for run in woken:
+            publish_run(self.engine, run)
+        return len(woken)
+
+
+class Run(Generic[R]):
+    """One run, from outside. Holds no connection of its own and may be made anew from `id` at any time."""
+
+    def __init__(self, client: Client, run_id: uuid.UUID, handle: Any = None) -> None:
+        self._client = client
+        self._handle = handle
+        self.id = str(run_id)
+
+    def __repr__(self) -> str:
+        return f"<Run {self.id}>"
+
+    @property
+    def _uuid(self) -> uuid.UUID:
+        return uuid.UUID(self.id)
+
+    def view(self) -> RunView:
+        """The run as it stands. Raises `NotFoundError`."""
+        view = self._client.store.view_run(self._uuid)
+        if view is None:
+            raise NotFoundError(f"there is no run {self.id}: if it was enqueued in a transaction, is that committed?")
+        return view
+
+    @property
+    def status(self) -> RunState:
+        """Where the run is: `ready`, `waiting`, `paused`, `succeeded`, `failed` or `cancelled`."""
+        return self.view().state
+
+    def state(self) -> Any:
+        """What the agent last published with `set_state`, None before."""
+        return self.view().published
+
+    def steps(self) -> list[StepView]:
+        """The run's log, in the order the steps were asked for."""
+        return self._client.store.view_steps(self._uuid)
+
+    def result(self, timeout: Duration | None = None) -> R:
+        """Wait for the run to end and return its typed result.
+
+        Raises `RunFailedError`, `RunCancelledError`, `RunPausedError`, or, after `timeout` (default: never),
+        `ResultTimeoutError`; the run goes on then.
+        """
+        limit = optional_seconds(timeout)
+        deadline = None if limit is None else time.monotonic() + limit
+        pause = 0.005
+        while (view := self.view()).state in (RunState.READY, RunState.WAITING):
+            if deadline is not None and time.monotonic() >= deadline:
+                raise ResultTimeoutError(
+                    f"run {self.id} of agent {view.agent!r} has not ended within {limit:g} s; it goes on: see "
+                    f"`pickaxe show {self.id[:13]}`",
+                    run_id=self.id,
+                )
+            time.sleep(pause if deadline is None else max(0.0, min(pause, deadline - time.monotonic())))
+            pause = min(pause * 1.5, 0.25)
+        return self._ended(view)
+
+    async def aresult(self, timeout: Duration | None = None) -> R:
+        """`result` for asynchronous code."""
+        return await asyncio.to_thread(self.result, timeout)
+
+    def _ended(self, view: RunView) -> R:
+        error = view.error or {}
+        told = f"{error.get('type', '')}: {error.get('message', '')}"
+        if view.state is RunState.SUCCEEDED:
+            value: R = view.output if self._handle is None else self._typed(view.output)
+            return value
+        if view.state is RunState.PAUSED:
+            raise RunPausedError(f"run {self.id} is paused: {view.reason}", run_id=self.id, error=error)
+        if view.state is RunState.CANCELLED:
+            raise RunCancelledError(
+                f"run {self.id} of agent {view.agent!r} was cancelled: {error.get('message', '')}",
+                run_id=self.id, error=error,
+            )  # fmt: skip
+        raise RunFailedError(f"run {self.id} of agent {view.agent!r} failed: {told}", run_id=self.id, error=error)
+
+    def _typed(self, output: Any) -> R:
+        value: R = self._handle.spec.signature.decode_output(_values.dump(output))
+        return value
+
+    def signal(self, name: str, payload: Any = None, *, idempotency_key: str | None = None) -> bool:
+        """Send the run a signal. It is buffered until the run waits for it.
+
+        A second signal with the same `idempotency_key` changes nothing. False if the run is over.
+        """
+        client = self._client
+        text = _values.encode(
+            _values.adapter(Any), payload, what=f"the signal {name!r}", cap=client.settings.max_payload
+        )
+        sent = client.store.send_signal(self._uuid, name, text, idempotency_key)
+        if sent.state is None:
+            raise NotFoundError(f"there is no run {self.id}")
+        if sent.woken:
+            publish_run(client.engine, self._uuid)
+        return not RunState(sent.state).terminal
+
+    def cancel(self, reason: str = "cancelled by a person", *, force: bool = False) -> bool:
+        """Tell the run to stop. False if it is over, or was told before.
+
+        Its agent sees `asyncio.CancelledError` and may clean up; with `force` the run ends at once, without.
+        """
+        done = _cancellation.cancel(self._client.engine, self._uuid, reason=reason, force=force)
+        if done is None:
+            raise NotFoundError(f"there is no run {self.id}")
+        return done
+
+    def retry(self) -> bool:
+        """Let a paused run go on, with the code its worker has now. False if it is not paused."""
+        version = self._handle.spec.version if self._handle is not None else self.view().version
+        resumed = self._client.store.resume_run(self._uuid, version)
+        if resumed:
+            publish_run(self._client.engine, self._uuid)
+        return resumed
+
+    def stream(self, cursor: str | None = None) -> Iterator[Transition]:
+        """The run's transitions as they happen, from the beginning or from after `cursor`, until it ends.
+
+        Each transition carries a `cursor` to resume from. After a loss of Redis a `restarted` transition
+        comes first and then everything again, as the log has it.
+        """
+        return follow(self._client.store, self._client.redis, self._uuid, cursor)
+
+    async def astream(self, cursor: str | None = None) -> AsyncIterator[Transition]:
+        """`stream` for asynchronous code."""
+        transitions = self.stream(cursor)
+        while (item := await asyncio.to_thread(next, transitions, None)) is not None:
+            yield item
+
+
+def uuid7() -> uuid.UUID:
+    """A UUID that sorts by its time (RFC 9562, version 7), so that new runs are neighbours on disk."""
+    random_bits = uuid.uuid4().int & ((1 << 74) - 1)
+    value = (time.time_ns() // 1_000_000) << 80 | 0x7 << 76 | (random_bits >> 62) << 64
+    return uuid.UUID(int=value | 0b10 << 62 | random_bits & ((1 << 62) - 1))
+
+
+def _default_client() -> Any:
+    settings = Settings()
+    if settings.database_url is None:
+        return None
+    return _clients.setdefault(settings.database_url.get_secret_value(), Client(settings))
+
+
+_clients: dict[str, Client] = {}
+
+__all__ = ["Client", "Run", "uuid7"]
+
+_handles.default_binding = _default_client

@@ -1,0 +1,334 @@
+"""A tool's call, attempt by attempt: claim, run, record. The log decides who may."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import redis
+
+from pickaxe import _values
+from pickaxe._durations import humanise
+from pickaxe._failpoints import failpoint
+from pickaxe._inject import Context
+from pickaxe._specs import ToolSpec
+from pickaxe._states import StepState
+from pickaxe.engine import _errors
+from pickaxe.engine._dispatch import claims_of, dispatch, publish_run
+from pickaxe.engine._engine import Engine
+from pickaxe.engine._released import publish_released
+from pickaxe.engine._transitions import step_entry
+from pickaxe.errors import InputError, NonRetryableError, OutputError, PayloadError, RetryLater
+from pickaxe.store import Claim, Settled, StepDue
+
+logger = logging.getLogger("pickaxe.tool")
+
+GRACE = 2.0
+"""Seconds past its timeout that a call may take to stop by itself, before the sweeper takes it away."""
+
+SHORT_WAIT = 0.05
+"""A wait for a limit this short, in seconds, is slept in the slot: giving the call back would take longer."""
+
+_FINAL = (NonRetryableError, InputError, OutputError, PayloadError)
+
+
+class Unwanted(BaseException):
+    """Raised in a running async tool's place when its call was cancelled."""
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One claimed attempt of one call."""
+
+    engine: Engine
+    spec: ToolSpec
+    claim: Claim
+    owner: str
+    context: Context
+    task: asyncio.Task[Any] | None = None
+    loop: asyncio.AbstractEventLoop | None = None
+    _misses: int = 0
+
+    @property
+    def token(self) -> str:
+        """How `Store.beat` names this attempt."""
+        return f"{self.claim.run} {self.claim.attempt} {self.claim.key}"
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds this attempt may take: its own timeout, or what the total leaves."""
+        own = self.claim.options.get("timeout")
+        if self.claim.expires is None:
+            return float(own) if own is not None else None
+        left = max(0.001, self.claim.expires - self.claim.now)
+        return min(float(own), left) if own is not None else left
+
+    def arguments(self) -> dict[str, Any]:
+        """What the body is called with."""
+        signature = self.spec.signature
+        return signature.decode_input(self.claim.input) | signature.inject(self.context)
+
+    def missed(self) -> bool:
+        """Another beat did not find this call. True from the second time on."""
+        self._misses += 1
+        return self._misses > 1
+
+    def unwanted(self) -> None:
+        """The log says this call is over: tell the body."""
+        self.context._cancelled.set()
+        if self.loop is not None and self.task is not None:
+            self.loop.call_soon_threadsafe(self.task.cancel)
+
+
+def claim(
+    engine: Engine,
+    spec: ToolSpec,
+    run: uuid.UUID,
+    key: str,
+    attempt: int,
+    limits: Sequence[Sequence[Any]] = (),
+) -> Attempt | None:
+    """Own a call's next attempt, if its limits let it start now; else nothing is taken."""
+    if not _admitted(engine, spec, run, key, attempt, limits):
+        return None
+    owner = engine.owner
+    failpoint("claim.before")
+    claimed = engine.store.claim(run, key, attempt, owner, grace=GRACE)
+    failpoint("claim.after")
+    return None if claimed is None else own(engine, spec, claimed, owner)
+
+
+def own(engine: Engine, spec: ToolSpec, claimed: Claim, owner: str) -> Attempt:
+    """The attempt of a call that is already claimed."""
+    context = Context(
+        run=str(claimed.run), step=claimed.key, tool=spec.name, attempt=claimed.attempt,
+        idempotency_key=f"{claimed.run}/{claimed.key}", root=str(claimed.root),
+    )  # fmt: skip
+    attempt = Attempt(engine, spec, claimed, owner, context)
+    if attempt.timeout is not None:
+        context.deadline = datetime.fromtimestamp(claimed.now, UTC) + timedelta(seconds=attempt.timeout)
+    context._beat = lambda value: _beat(attempt, value)
+    engine.running.add(attempt.token, attempt)
+    engine.transitions.tell(
+        claimed.run, step_entry(claimed.key, claimed.name, "running", claimed.attempt, worker=engine.process)
+    )
+    return attempt
+
+
+def run_sync(attempt: Attempt) -> Any:
+    """Run the body in this thread. Async bodies run on the process's background loop."""
+    if attempt.spec.is_async:
+        return attempt.engine.background.run(run_async(attempt))
+    arguments = attempt.arguments()
+    with _alarm(attempt.timeout):
+        return attempt.spec.function(**arguments)
+
+
+async def run_async(attempt: Attempt) -> Any:
+    """Run an async body in this loop."""
+    arguments = attempt.arguments()
+    attempt.loop = asyncio.get_running_loop()
+    attempt.task = asyncio.ensure_future(attempt.spec.function(**arguments))
+    try:
+        async with asyncio.timeout(attempt.timeout):
+            return await attempt.task
+    except asyncio.CancelledError:
+        if attempt.context.cancelled:
+            raise Unwanted from None
+        attempt.task.cancel()
+        current = asyncio.current_task()
+        if current is not None and not current.cancelling():
+            raise RuntimeError("the tool cancelled itself") from None
+        raise
+
+
+def finish(attempt: Attempt, value: Any, *, chord: bool = False) -> Settled | None:
+    """Record a result."""
+    try:
+        output = attempt.spec.signature.encode_output(value, cap=attempt.engine.settings.max_payload)
+    except (OutputError, PayloadError) as error:
+        return fail(attempt, error, chord=chord)
+    return _settle(attempt, StepState.SUCCEEDED, output=output, chord=chord)
+
+
+def fail(attempt: Attempt, error: BaseException, *, chord: bool = False) -> Settled | None:
+    """Record a failure: another attempt if the tool's rules allow it, else the end of the step."""
+    if isinstance(error, Unwanted):
+        logger.info("%s: nobody wants this call any more", attempt.token)
+        attempt.engine.running.remove(attempt.token)
+        return None
+    wait = _wait_before_retry(attempt, error)
+    if wait is not None:
+        _retry(attempt, error, wait)
+        return None
+    if isinstance(error, TimeoutError) and attempt.timeout is not None and not str(error):
+        text = _errors.timed_out(f"did not end within {humanise(attempt.timeout)}")
+    else:
+        text = _errors.encode(error)
+    return _settle(attempt, StepState.FAILED, error=text, chord=chord)
+
+
+def perform(attempt: Attempt, *, chord: bool = False) -> Settled | None:
+    """Run and record, in this thread."""
+    try:
+        value = run_sync(attempt)
+    except BaseException as error:  # noqa: BLE001 - whatever a tool raises is its outcome, and is recorded
+        return _failed_or_leaving(attempt, error, chord=chord)
+    return finish(attempt, value, chord=chord)
+
+
+async def perform_async(attempt: Attempt, *, chord: bool = False) -> None:
+    """Run and record on an event loop; recording happens in a thread."""
+    try:
+        value = await run_async(attempt)
+    except BaseException as error:
+        if isinstance(error, asyncio.CancelledError):
+            give_back(attempt, "its worker is going down")
+            raise
+        await asyncio.to_thread(_failed_or_leaving, attempt, error, chord=chord)
+    else:
+        await asyncio.to_thread(finish, attempt, value, chord=chord)
+
+
+def _failed_or_leaving(attempt: Attempt, error: BaseException, *, chord: bool) -> Settled | None:
+    if isinstance(error, SystemExit | KeyboardInterrupt | GeneratorExit):
+        give_back(attempt, "its worker is going down")
+        raise error
+    return fail(attempt, error, chord=chord)
+
+
+def give_back(attempt: Attempt, reason: str) -> None:
+    """Return an unfinished call, to be run elsewhere at once."""
+    attempt.engine.running.remove(attempt.token)
+    attempt.engine.store.retry_step(
+        attempt.claim,
+        attempt.owner,
+        wait=0.0,
+        spared=1,
+        error=None,
+        reason=reason,
+        history=attempt.claim.history,
+    )
+
+
+def _settle(
+    attempt: Attempt, state: StepState, *, output: str | None = None, error: str | None = None, chord: bool
+) -> Settled:
+    engine, claim = attempt.engine, attempt.claim
+    failpoint("settle.before")
+    settled = engine.store.settle(
+        claim.run, claim.key, state, origin=[StepState.RUNNING], attempt=claim.attempt, owner=attempt.owner,
+        output=output, error=error,
+    )  # fmt: skip
+    failpoint("settle.after")
+    engine.running.remove(attempt.token)
+    if not settled.accepted:
+        logger.warning("%s: the result came too late and was refused: the call is somebody else's", attempt.token)
+        return settled
+    engine.transitions.tell(claim.run, step_entry(claim.key, claim.name, str(state), claim.attempt))
+    publish_released(engine, claim.run, settled.released)
+    if settled.woken and not chord:
+        publish_run(engine, claim.run)
+    return settled
+
+
+def _retry(attempt: Attempt, error: BaseException, wait: float) -> None:
+    engine, claim = attempt.engine, attempt.claim
+    failed = _errors.describe(error)
+    past = _values.load(claim.history) if claim.history else []
+    past.append({
+        "attempt": claim.attempt, "owner": engine.process, "ended": "failed", "at": time.time(),
+        "type": failed["type"], "message": failed["message"][:500],
+    })  # fmt: skip
+    failpoint("retry.before")
+    given_back = engine.store.retry_step(
+        claim, attempt.owner, wait=wait, spared=0, error=_values.dump(failed), history=_values.dump(past),
+        reason=f"attempt {claim.attempt} failed ({failed['type']}), next in {humanise(wait)}",
+    )  # fmt: skip
+    failpoint("retry.after")
+    engine.running.remove(attempt.token)
+    if given_back:
+        engine.transitions.tell(
+            claim.run,
+            step_entry(claim.key, claim.name, "retrying", claim.attempt, wait=wait, error=failed["type"]),
+        )
+
+
+def _wait_before_retry(attempt: Attempt, error: BaseException) -> float | None:
+    claim, retry = attempt.claim, attempt.spec.retry
+    allowed = int(claim.options.get("attempts", retry.attempts))
+    tried = claim.attempt - claim.deaths
+    if isinstance(error, _FINAL) or tried >= allowed:
+        return None
+    if isinstance(error, RetryLater):
+        wait = error.after if error.after is not None else retry.wait(tried)
+    elif retry.allows(error):
+        asked = _errors.retry_after(error)
+        wait = asked if asked is not None else retry.wait(tried)
+    else:
+        return None
+    if claim.expires is not None and claim.now + wait >= claim.expires:
+        return None
+    return wait
+
+
+def _beat(attempt: Attempt, value: Any) -> bool:
+    text = None if value is None else _values.dump(value)
+    wanted = attempt.engine.store.progress(attempt.claim, attempt.owner, progress=text, grace=GRACE)
+    if wanted and value is not None:
+        claim = attempt.claim
+        attempt.engine.transitions.tell(
+            claim.run, step_entry(claim.key, claim.name, "progress", claim.attempt, value=value)
+        )
+    return wanted
+
+
+def _admitted(
+    engine: Engine, spec: ToolSpec, run: uuid.UUID, key: str, attempt: int, limits: Sequence[Sequence[Any]]
+) -> bool:
+    queue = engine.current_queue() or spec.queue
+    claims = claims_of(engine, queue, limits)
+    if not claims:
+        return True
+    try:
+        wait = engine.limiter.admit(claims)
+        if 0 < wait <= SHORT_WAIT:
+            time.sleep(wait)
+            wait = engine.limiter.admit(claims)
+    except redis.RedisError as error:
+        logger.warning("%s: the limiter is away, the call waits: %s", key, error)
+        return False
+    if wait == 0:
+        return True
+    # Late, early or in a crowd: the call asks for a slot like any other.
+    options = {"limits": list(limits)}
+    dispatch(engine, [StepDue(run, key, spec.name, queue, 5, attempt - 1, options, "", run)])
+    return False
+
+
+@contextlib.contextmanager
+def _alarm(timeout: float | None) -> Iterator[None]:
+    """Interrupts the main thread after `timeout` seconds. Elsewhere the sweeper takes the call away."""
+    if timeout is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, timeout)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -1,0 +1,127 @@
+"""One process's engine: its connections, its handles, and its name."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import uuid
+from collections.abc import Coroutine, Mapping
+from functools import cached_property
+from typing import Any
+
+import redis
+
+from pickaxe._rates import Rate
+from pickaxe._settings import Settings
+from pickaxe._specs import AgentSpec, ToolSpec
+from pickaxe.broker import Publisher, current_message
+from pickaxe.engine._limiter import RateLimiter
+from pickaxe.engine._transitions import Transitions
+from pickaxe.store import Store
+
+logger = logging.getLogger("pickaxe")
+
+
+class Running:
+    """The calls this process is running now, so that it can be told when one is no longer wanted."""
+
+    def __init__(self) -> None:
+        self._calls: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    def add(self, token: str, attempt: Any) -> None:
+        with self._lock:
+            self._calls[token] = attempt
+
+    def remove(self, token: str) -> None:
+        with self._lock:
+            self._calls.pop(token, None)
+
+    def snapshot(self) -> dict[str, Any]:
+        with self._lock:
+            return dict(self._calls)
+
+
+class Engine:
+    """What every part of the engine works with.
+
+    `owner` is this process's incarnation: random per process start, and new again if the process was
+    declared dead and came back.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        store: Store,
+        publisher: Publisher,
+        redis_client: redis.Redis,
+        settings: Settings,
+        agents: Mapping[str, AgentSpec],
+        tools: Mapping[str, ToolSpec],
+        queue_limits: Mapping[str, tuple[Rate, ...]],
+    ) -> None:
+        self.name = name
+        self.store = store
+        self.publisher = publisher
+        self.redis = redis_client
+        self.settings = settings
+        self.agents = agents
+        self.tools = tools
+        self.queue_limits = queue_limits
+        self.running = Running()
+        self.owner = new_owner()
+        self.worker_name = ""
+        self.limiter = RateLimiter(redis_client, lead=5.0)
+        self.transitions = Transitions(redis_client, ttl=settings.stream_ttl)
+
+    def current_queue(self) -> str:
+        """The queue that the running task's message came from, "" outside of tasks."""
+        message = current_message()
+        return message.queue if message else ""
+
+    @property
+    def host(self) -> str:
+        """The name of this process's worker, or of its machine."""
+        return self.worker_name or os.uname().nodename
+
+    @property
+    def process(self) -> str:
+        """This process for people."""
+        return f"{self.host} {os.getpid()}"
+
+    @cached_property
+    def background(self) -> Background:
+        """The event loop that async tools run on when their worker's pool is not an asyncio one."""
+        return Background()
+
+    def close(self) -> None:
+        """Let go of everything."""
+        if "background" in self.__dict__:
+            self.background.stop()
+        self.store.database.close()
+        self.redis.close()
+
+
+class Background:
+    """An asyncio loop in a thread of its own."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, name="pickaxe-async", daemon=True)
+        self._thread.start()
+
+    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Run a coroutine there, and wait for it here."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result()
+
+    def stop(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(timeout=5)
+
+
+def new_owner() -> str:
+    """A name no other process has, or will have."""
+    return uuid.uuid4().hex

@@ -1,0 +1,74 @@
+"""Exceptions on their way into the log, and back."""
+
+from __future__ import annotations
+
+import email.utils
+import time
+import traceback
+from typing import Any
+
+from pickaxe import _values
+from pickaxe._states import StepKind, StepState
+from pickaxe.core._records import StepRecord
+from pickaxe.errors import ChildRunError, StepError, StepTimeoutError, ToolError
+
+MESSAGE_CAP = 4_000
+TRACEBACK_CAP = 8_000
+"""Characters of an exception's message and traceback that are kept."""
+
+
+def describe(error: BaseException, **more: Any) -> dict[str, Any]:
+    """What is recorded of an exception."""
+    lines = traceback.format_exception(type(error), error, error.__traceback__)
+    return {
+        "type": type(error).__name__,
+        "message": str(error)[:MESSAGE_CAP],
+        "traceback": "".join(lines)[-TRACEBACK_CAP:],
+        **more,
+    }
+
+
+def encode(error: BaseException, **more: Any) -> str:
+    """An exception as JSON text."""
+    return _values.dump(describe(error, **more))
+
+
+def timed_out(message: str) -> str:
+    """A timeout as JSON text."""
+    return _values.dump({"type": "StepTimeoutError", "message": message})
+
+
+def reraise(record: StepRecord) -> StepError:
+    """The exception an agent sees for a step that did not end well."""
+    error = _values.load(record.error) if record.error else {}
+    kind, message = error.get("type", "cancelled"), error.get("message", "")
+    if record.kind is StepKind.CHILD:
+        how = "was cancelled" if record.state is StepState.CANCELLED else "failed"
+        return ChildRunError(
+            f"the child run of agent {record.name!r} {how}: {kind}: {message}", step=record.key, error=error
+        )
+    if kind == "StepTimeoutError":
+        return StepTimeoutError(f"{record.key}: {message}", step=record.key, error=error)
+    return ToolError(f"tool {record.name!r} failed: {kind}: {message}", step=record.key, error=error)
+
+
+def retry_after(error: BaseException) -> float | None:
+    """The seconds a service asked to be left alone: an exception's `retry_after`, or its response's header."""
+    given = getattr(error, "retry_after", None)
+    if given is None:
+        headers = getattr(getattr(error, "response", None), "headers", None) or {}
+        given = headers.get("retry-after") or headers.get("Retry-After")
+    return _seconds(given)
+
+
+def _seconds(given: Any) -> float | None:
+    if given is None:
+        return None
+    try:
+        return max(0.0, float(given))
+    except (TypeError, ValueError):
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(str(given)).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return None

@@ -1,0 +1,155 @@
+"""The heart: a run's agent task. Load, reduce, commit, publish; nothing here holds a lock.
+
+```
+execute(run)
+    load     the run's row and log                       (nothing is claimed)
+    reduce   the agent's coroutine over the log          (pure: a lost race costs CPU, no more)
+    commit   everything it decided, if nothing has moved (one statement)
+    publish  what the commit says should be in the broker (may fail: the sweeper repeats it)
+    inline   run the steps that asked for no queue, and go round again
+```
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from contextlib import closing
+from typing import Any
+
+from pickaxe._failpoints import failpoint
+from pickaxe._specs import AgentSpec
+from pickaxe._states import RunState, StepKind, StepState
+from pickaxe.core._records import Decision
+from pickaxe.core._reduction import Reduction
+from pickaxe.engine import _errors, _inline
+from pickaxe.engine._cancellation import cancel_orphans
+from pickaxe.engine._dispatch import agent_message, dispatch, publish, publish_run
+from pickaxe.engine._engine import Engine
+from pickaxe.engine._plan import Plan, plan_steps
+from pickaxe.engine._released import publish_released
+from pickaxe.engine._transitions import run_entry, step_entry
+from pickaxe.errors import PickaxeError
+from pickaxe.store import Commit, Log, RunRow
+
+logger = logging.getLogger("pickaxe.agent")
+
+
+def execute(engine: Engine, run: uuid.UUID) -> None:
+    """Bring a run as far as it can go now. A duplicate or late message finds nothing to do."""
+    again = True
+    while again:
+        row = engine.store.load_run(run)
+        if row is None or row.state is not RunState.READY:
+            return
+        log = engine.store.load_log(row)
+        with closing(reduction_of(engine, row)) as reduction:
+            again = _advance(engine, row, log, reduction)
+
+
+def _advance(engine: Engine, row: RunRow, log: Log, reduction: Reduction) -> bool:
+    """One reduction. True when the run should be loaded and reduced again at once."""
+    decision = reduction.resume(log.steps, [*log.signals, *([row.cancel] if row.cancel else [])])
+    plan = plan_steps(row, decision, log)
+    commit = _commit(engine, row, decision, plan)
+    if not commit.committed:
+        return True
+    engine.transitions.tell(row.id, *_entries(row, decision, log))
+    _publish(engine, row, decision, plan, commit)
+    return _inline.run_all(engine, row, plan)
+
+
+def reduction_of(engine: Engine, row: RunRow) -> Reduction:
+    """The run's coroutine, not yet started."""
+    spec = engine.agents[row.agent]
+    arguments = spec.signature.decode_input(row.input)
+    return Reduction(
+        lambda: spec.function(**arguments),
+        seed=f"{row.id}/{row.chapter}",
+        started_at=row.started if row.started is not None else row.now,
+        chapter=row.chapter,
+        encode_input=lambda args, kwargs: spec.signature.encode_input(args, kwargs, cap=engine.settings.max_payload),
+    )
+
+
+def _commit(engine: Engine, row: RunRow, decision: Decision, plan: Plan) -> Commit:
+    state, output, error = _ending(engine, engine.agents[row.agent], decision)
+    failpoint("commit.before")
+    commit = engine.store.commit(
+        row,
+        state=str(state),
+        new_head=max(row.head, decision.head),
+        output=output,
+        error=error,
+        reason=str(decision.mismatch) if decision.mismatch else None,
+        published=_published(decision),
+        started=row.started if row.started is not None else row.now,
+        owner=engine.owner,
+        steps=plan.steps_json,
+        children=plan.children_json,
+        cancels=list(decision.cancels),
+        settled_keys=[key for key, _ in decision.settled],
+        settled_seqs=[seq for _, seq in decision.settled],
+        carried=list(decision.carried),
+    )
+    failpoint("commit.after")
+    return commit
+
+
+def _ending(engine: Engine, spec: AgentSpec, decision: Decision) -> tuple[RunState, str | None, str | None]:
+    match decision.state:
+        case RunState.SUCCEEDED:
+            try:
+                return (
+                    decision.state,
+                    spec.signature.encode_output(decision.output, cap=engine.settings.max_payload),
+                    None,
+                )
+            except PickaxeError as error:
+                return RunState.FAILED, None, _errors.encode(error)
+        case RunState.READY:
+            return decision.state, decision.output, None
+        case RunState.FAILED | RunState.CANCELLED | RunState.PAUSED if decision.error is not None:
+            return decision.state, None, _errors.encode(decision.error)
+        case _:
+            return decision.state, None, None
+
+
+def _published(decision: Decision) -> str | None:
+    return decision.published if decision.has_published else None
+
+
+def _publish(engine: Engine, row: RunRow, decision: Decision, plan: Plan, commit: Commit) -> None:
+    publish(engine, [
+        agent_message(c.id, c.agent, c.queue, c.priority, row.root, 0) for c in plan.children if not c.held
+    ])  # fmt: skip
+    wake_up = agent_message(row.id, row.agent, row.queue, row.priority, row.root, decision.head)
+    dispatch(engine, plan.loose)
+    for group in plan.gathered:
+        dispatch(engine, group, chord_for=wake_up)
+    if decision.state is RunState.READY:
+        publish(engine, [wake_up])
+    for key in plan.event_waits:
+        for woken in engine.store.look_back(row.id, key):
+            publish_run(engine, woken)
+    cancel_orphans(engine, commit.orphans)
+    if commit.parent is not None:
+        publish_released(engine, commit.parent, commit.released)
+        if commit.parent_woken:
+            publish_run(engine, commit.parent)
+
+
+def _entries(row: RunRow, decision: Decision, log: Log) -> list[dict[str, Any]]:
+    entries = [
+        step_entry(s.key, s.name, str(s.state))
+        for s in log.steps
+        if s.kind is not StepKind.TOOL and s.seq is not None and s.seq > row.head
+    ]
+    entries += [step_entry(r.key, r.name, "requested", type=str(r.kind)) for r in decision.requests]
+    entries += [step_entry(key, key.rpartition("#")[0], str(StepState.CANCELLED)) for key in decision.cancels]
+    entries += [step_entry(key, key.rpartition("#")[0], str(StepState.SUCCEEDED)) for key, _ in decision.settled]
+    if decision.state is not RunState.WAITING:
+        entries.append(run_entry(str(decision.state)))
+    elif row.started is None:
+        entries.insert(0, run_entry("started"))
+    return entries

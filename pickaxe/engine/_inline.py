@@ -1,0 +1,46 @@
+"""Inline steps: memoised like any other, run in the agent's own process, without a message."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from pickaxe import _values
+from pickaxe._specs import ToolSpec
+from pickaxe.core._records import Request
+from pickaxe.engine._attempts import GRACE, own, perform
+from pickaxe.engine._engine import Engine
+from pickaxe.engine._plan import Plan
+from pickaxe.store import Claim, RunRow
+
+
+def run_all(engine: Engine, row: RunRow, plan: Plan) -> bool:
+    """Run the inline steps of a plan. True if the run has something new to reduce."""
+    woken = False
+    for request, attempts_before in plan.inline:
+        claim = _new(row, request) if attempts_before == 0 and request.key in plan.states else None
+        claim = claim or engine.store.claim(row.id, request.key, attempts_before + 1, engine.owner, grace=GRACE)
+        if claim is not None:
+            settled = perform(own(engine, _spec(request), claim, engine.owner), chord=True)
+            woken = woken or (settled is not None and settled.accepted)
+    return woken
+
+
+def _spec(request: Request) -> ToolSpec:
+    body: Any = request.body
+    assert isinstance(body, ToolSpec)
+    return body
+
+
+def _new(row: RunRow, request: Request) -> Claim:
+    # Inserted as running, by this process, in the commit that has just succeeded.
+    options = _values.load(_values.dump(dict(request.options)))
+    return Claim(
+        row.id, request.key, request.name, request.input, options, 1, 0, request.group, None, row.agent, row.root,
+        None, row.now,
+    )  # fmt: skip
+
+
+def wake_inline(engine: Engine, run: uuid.UUID) -> bool:
+    """A due inline step runs where its agent runs: wake the run. True if it must be published."""
+    return engine.store.wake(run)

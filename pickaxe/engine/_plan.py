@@ -1,0 +1,155 @@
+"""What a decision's requests become in the log: rows, child runs, and messages."""
+
+from __future__ import annotations
+
+import uuid
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+from pickaxe import _values
+from pickaxe._states import StepKind, StepState
+from pickaxe.core._records import Decision, Request
+from pickaxe.store import Log, RunRow, StepDue
+
+REDISPATCH = 5.0
+_OWN_COLUMNS = ("queue", "priority", "schedule_timeout", "total_timeout")
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A child run to be created. `held` back by its gather's cap until a sibling ends."""
+
+    id: uuid.UUID
+    agent: str
+    queue: str
+    priority: int
+    held: bool
+
+
+@dataclass(slots=True)
+class Plan:
+    """See the module. `inline` are the calls to be run here, with the attempt they are at."""
+
+    steps_json: str | None = None
+    children_json: str | None = None
+    states: dict[str, str] = field(default_factory=dict)
+    loose: list[StepDue] = field(default_factory=list)
+    gathered: list[list[StepDue]] = field(default_factory=list)
+    children: list[Child] = field(default_factory=list)
+    event_waits: list[str] = field(default_factory=list)
+    inline: list[tuple[Request, int]] = field(default_factory=list)
+
+
+def child_id(run: uuid.UUID, key: str) -> uuid.UUID:
+    """The id of the child run of a step: the same whenever and wherever it is computed."""
+    return uuid.uuid5(run, key)
+
+
+def plan_steps(row: RunRow, decision: Decision, log: Log) -> Plan:
+    """Turn requests into rows. Nothing is written yet."""
+    plan = Plan()
+    limits = {r.key: r.options.get("limit") for r in decision.requests if r.kind is StepKind.GATHER}
+    steps, children = [], []
+    for request in decision.requests:
+        held = _held(request, limits)
+        steps.append(_step(plan, request, held=held))
+        if request.kind is StepKind.CHILD:
+            children.append(_child(plan, row, request, held=held))
+    plan.steps_json = _values.dump(steps) if steps else None
+    plan.children_json = _values.dump(children) if children else None
+    _sort_calls(plan, row, decision.requests)
+    plan.event_waits = [r.key for r in decision.requests if r.kind is StepKind.EVENT]
+    new = {request.key for request in decision.requests}
+    plan.inline = [(r, 0) for r in decision.inline if r.key in new]
+    plan.inline += [(r, log.ready_inline[r.key]) for r in decision.inline if r.key in log.ready_inline]
+    return plan
+
+
+def _held(request: Request, limits: dict[str, Any]) -> bool:
+    limit = limits.get(request.group or "")
+    return limit is not None and request.index >= limit
+
+
+def _state(request: Request, *, held: bool) -> StepState:
+    if request.kind is StepKind.TOOL:
+        if request.body is not None:
+            return StepState.RUNNING
+        return StepState.BLOCKED if held else StepState.READY
+    return StepState.BLOCKED if held else StepState.WAITING
+
+
+def _step(plan: Plan, request: Request, *, held: bool) -> dict[str, Any]:
+    state = _state(request, held=held)
+    plan.states[request.key] = str(state)
+    options = request.options
+    times = [t for t in (options.get("schedule_timeout"), options.get("total_timeout")) if t is not None]
+    stored = {k: v for k, v in options.items() if k not in _OWN_COLUMNS and v is not None}
+    if request.kind is StepKind.CHILD:
+        stored["policy"] = str(request.policy)
+    return {
+        "key": request.key,
+        "kind": str(request.kind),
+        "name": request.name,
+        "digest": request.digest,
+        "state": str(state),
+        "queue": options.get("queue"),
+        "priority": options.get("priority"),
+        "due": request.due,
+        "due_in": _due_in(request, state),
+        "expires_in": min(times) if times else None,
+        "total_timeout": options.get("total_timeout"),
+        "group_key": request.group,
+        "index": request.index,
+        "input": request.input,
+        "options": _values.dump(stored),
+    }
+
+
+def _due_in(request: Request, state: StepState) -> float | None:
+    if state is StepState.READY:
+        return REDISPATCH
+    if request.kind is StepKind.EVENT:
+        return REDISPATCH  # the sweeper looks back if this process does not live to do it
+    timeout = request.options.get("timeout")
+    return float(timeout) + 2.0 if state is StepState.RUNNING and timeout is not None else None
+
+
+def _child(plan: Plan, row: RunRow, request: Request, *, held: bool) -> dict[str, Any]:
+    options = request.options
+    child = Child(
+        child_id(row.id, request.key),
+        request.name,
+        options["queue"],
+        options.get("priority") or row.priority,
+        held,
+    )
+    plan.children.append(child)
+    return {
+        "id": str(child.id),
+        "agent": request.name,
+        "version": options.get("version", "1"),
+        "held": held,
+        "queue": child.queue,
+        "priority": options.get("priority"),
+        "timeout": options.get("timeout"),
+        "input": request.input,
+        "step": request.key,
+    }
+
+
+def _sort_calls(plan: Plan, row: RunRow, requests: tuple[Request, ...]) -> None:
+    groups: dict[str | None, list[StepDue]] = defaultdict(list)
+    for request in requests:
+        if request.kind is StepKind.TOOL and plan.states[request.key] == StepState.READY:
+            groups[request.group].append(_due(row, request))
+    plan.loose = groups.pop(None, [])
+    plan.gathered = list(groups.values())
+
+
+def _due(row: RunRow, request: Request) -> StepDue:
+    priority = request.options.get("priority")
+    return StepDue(
+        row.id, request.key, request.name, request.options["queue"],
+        row.priority if priority is None else priority, 0, dict(request.options), request.input, row.root,
+    )  # fmt: skip

@@ -1,0 +1,205 @@
+"""The sweeper: whatever the log says is due, happens, though every message and every process may be lost.
+
+One of the fleet's worker processes does it, whichever holds the advisory lock. Every statement checks its
+own predicate again, so a second sweeper, or one that was frozen, does no harm.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import redis
+from sqlalchemy import Connection, Row
+from sqlalchemy.exc import DBAPIError
+
+from pickaxe import _values
+from pickaxe._durations import humanise
+from pickaxe._failpoints import failpoint
+from pickaxe._states import StepState
+from pickaxe.engine import _errors
+from pickaxe.engine._cancellation import cancel
+from pickaxe.engine._dispatch import agent_message, dispatch, publish, publish_run
+from pickaxe.engine._engine import Engine, new_owner
+from pickaxe.engine._released import publish_released
+from pickaxe.engine._transitions import step_entry
+from pickaxe.errors import PickaxeError
+
+logger = logging.getLogger("pickaxe.sweeper")
+
+INCARNATION = "pickaxe:incarnation"
+"""The Redis key whose loss tells that Redis has come back empty."""
+
+LEADER = 0
+"""The slot of the sweeper's lock; worker processes have slots from 1."""
+
+SHORTEST = 0.01
+"""Seconds between two rounds when something is always due."""
+
+
+class Sweeper:
+    """Runs in a thread of a worker's main process, from `start` to `stop`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._leading: Connection | None = None
+        self._swept = 0.0
+
+    def start(self) -> None:
+        """Stand for election from now on."""
+        self._thread = threading.Thread(target=self._run, name="pickaxe-sweeper", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Step down."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout=10)
+        self._step_down()
+
+    def _run(self) -> None:
+        pause = 0.0
+        while not self._stop.wait(pause):
+            try:
+                pause = self._round() if self._leads() else self._engine.settings.sweep_every
+            except (PickaxeError, DBAPIError) as error:
+                logger.warning("a sweep was cut short: %s", error)
+                self._step_down()
+                pause = self._engine.settings.sweep_every
+
+    def _round(self) -> float:
+        if time.monotonic() - self._swept >= self._engine.settings.sweep_every / 2:
+            self._swept = time.monotonic()
+            sweep(self._engine)
+        else:
+            release_due(self._engine)
+        return max(SHORTEST, self._engine.store.next_due(self._engine.settings.sweep_every))
+
+    def _leads(self) -> bool:
+        if self._leading is None:
+            self._leading = self._engine.store.lock(LEADER, wait=False)
+            if self._leading is None:
+                return False
+            logger.info("this process sweeps from now on")
+        self._engine.store.holds(self._leading)
+        return True
+
+    def _step_down(self) -> None:
+        leading, self._leading = self._leading, None
+        if leading is not None:
+            try:
+                leading.close()
+            except DBAPIError as error:
+                logger.debug("closing a lost connection: %s", error)
+
+
+def sweep(engine: Engine) -> None:
+    """One round: everything that is due now."""
+    failpoint("sweep.before")
+    _look_for_lost_broker(engine)
+    _reclaim(engine)
+    _time_out(engine)
+    for run, key in engine.store.due_lookbacks():
+        publish_runs(engine, engine.store.look_back(run, key))
+    for run in engine.store.due_cancellations():
+        cancel(engine, run, reason="its parent run no longer waits for it")
+    release_due(engine)
+
+
+def release_due(engine: Engine) -> None:
+    """The part of a round that timers and rate limits need on time: it may run every few milliseconds."""
+    publish_runs(engine, engine.store.due_timers())
+    _redispatch(engine)
+
+
+def publish_runs(engine: Engine, runs: Iterable[uuid.UUID]) -> None:
+    """Publish runs that were woken."""
+    for run in runs:
+        publish_run(engine, run)
+
+
+def _redispatch(engine: Engine) -> None:
+    cap = engine.settings.redispatch_cap
+    runs = engine.store.due_runs(cap)
+    publish(engine, [agent_message(r.id, r.agent, r.queue, r.priority, r.root, r.head) for r in runs])
+    steps = engine.store.due_steps(cap)
+    inline = [step for step in steps if step.options.get("inline")]
+    publish_runs(engine, [run for run in {step.run for step in inline} if engine.store.wake(run)])
+    dispatch(engine, [step for step in steps if not step.options.get("inline")])
+
+
+def _look_for_lost_broker(engine: Engine) -> None:
+    """A random key marks the broker's incarnation; when it is gone, so is everything else that was there."""
+    try:
+        known = engine.redis.get(INCARNATION)
+        if known is not None:
+            return
+        fresh = new_owner()
+        engine.redis.set(INCARNATION, fresh, nx=True)
+    except redis.RedisError as error:
+        logger.debug("Redis is away: %s", error)
+        return
+    before = engine.store.broker_seen(fresh)
+    if before is None:
+        return
+    engine.limiter.mark_lost()
+    due = engine.store.expedite()
+    logger.warning("Redis came back empty: %d run(s) and %d call(s) are published again", due.runs, due.steps)
+
+
+def _reclaim(engine: Engine) -> None:
+    settings = engine.settings
+    for worker in engine.store.bury_workers(dead=settings.dead_after, vanished=settings.vanished_after):
+        logger.warning("worker process %s %s is gone", worker.name, worker.pid)
+    failpoint("reclaim.before")
+    for step in engine.store.reclaim_steps():
+        logger.warning("step %s of run %s was in %s, which died: it is issued again", step.key, step.run_id, step.owner)
+        engine.transitions.tell(step.run_id, step_entry(step.key, "", "lost", step.attempt, worker=step.owner))
+    failpoint("reclaim.after")
+
+
+def _time_out(engine: Engine) -> None:
+    for step in engine.store.overdue_steps():
+        _overdue(engine, step)
+    for step in engine.store.expired_steps():
+        what = "did not start within its schedule timeout" if step.unstarted else "did not end within its total timeout"
+        _fail(engine, step, what, [StepState.BLOCKED, StepState.READY, StepState.RUNNING], {})
+    for run in engine.store.overdue_runs():
+        cancel(engine, run, reason="the run did not end within its agent's timeout", timed_out=True)
+
+
+def _overdue(engine: Engine, step: Row[Any]) -> None:
+    """An attempt has run past its timeout and did not stop by itself: it counts as failed."""
+    spec = engine.tools.get(step.name)
+    options = _values.load(step.options)
+    retry = spec.retry if spec is not None else None
+    attempts = int(options.get("attempts", retry.attempts if retry else 1))
+    tried = step.attempt - step.deaths
+    what = f"did not end within {humanise(options.get('timeout') or step.now - step.started)}"
+    if retry is None or tried >= attempts or not retry.allows(TimeoutError()):
+        _fail(engine, step, what, [StepState.RUNNING], {"attempt": step.attempt, "owner": step.owner})
+        return
+    past = _values.load(step.history) if step.history else []
+    past.append({"attempt": step.attempt, "owner": step.owner, "ended": "timed out", "at": step.now})
+    engine.store.database.rows(
+        "retry_step", run=step.run_id, key=step.key, attempt=step.attempt, owner=step.owner, spared=0,
+        wait=retry.wait(tried), error=_errors.timed_out(what), reason=f"attempt {step.attempt} {what}",
+        history=_values.dump(past),
+    )  # fmt: skip
+
+
+def _fail(engine: Engine, step: Row[Any], what: str, origin: Sequence[StepState], guard: dict[str, Any]) -> None:
+    settled = engine.store.settle(
+        step.run_id, step.key, StepState.FAILED, origin=origin, error=_errors.timed_out(what), **guard
+    )
+    if settled.accepted:
+        engine.transitions.tell(step.run_id, step_entry(step.key, step.name, "failed", error="StepTimeoutError"))
+        publish_released(engine, step.run_id, settled.released)
+        if settled.woken:
+            publish_run(engine, step.run_id)

@@ -1,0 +1,35 @@
+"""Everything Pickaxe knows, in Postgres. The only place with SQL.
+
+Each file of `queries/` is one statement; each runs on an autocommit connection, so one call is one round
+trip and one commit.
+"""
+
+from pickaxe.store._database import Database
+from pickaxe.store._events import EventStore
+from pickaxe.store._fleet import FleetStore
+from pickaxe.store._runs import Claim, Commit, Log, NewRun, RunRow, RunStore, Settled, StepDue
+from pickaxe.store._schema import SCHEMA_RANGE, check_schema, migrate, schema_version
+from pickaxe.store._views import RunView, StepView, Views
+
+
+class Store(RunStore, EventStore, FleetStore, Views):
+    """All statements over one database."""
+
+
+__all__ = [
+    "SCHEMA_RANGE",
+    "Claim",
+    "Commit",
+    "Database",
+    "Log",
+    "NewRun",
+    "RunRow",
+    "RunView",
+    "Settled",
+    "StepDue",
+    "StepView",
+    "Store",
+    "check_schema",
+    "migrate",
+    "schema_version",
+]

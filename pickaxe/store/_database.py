@@ -1,0 +1,185 @@
+"""The connection to Postgres: named statements, and patience while the database is away."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import psycopg
+from sqlalchemy import Connection, Engine, Row, TextClause, create_engine, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+
+from pickaxe.errors import ConfigurationError, PickaxeError, SchemaError, ServiceUnavailableError
+
+logger = logging.getLogger("pickaxe.store")
+
+_CONFLICTS = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
+_MISSING = (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName, psycopg.errors.UndefinedFunction)
+
+
+@cache
+def statement(name: str) -> TextClause:
+    """The statement in `queries/{name}.sql`."""
+    return text(sql(name))
+
+
+@cache
+def sql(name: str) -> str:
+    """The text of `queries/{name}.sql`, without its comments."""
+    source = resources.files("pickaxe.store").joinpath("queries", f"{name}.sql").read_text("utf-8")
+    return "\n".join(line for line in source.splitlines() if not line.lstrip().startswith("--"))
+
+
+class Database:
+    """One process's connections to Postgres.
+
+    `patience` is how long, in seconds, a statement is tried again while the database cannot be reached
+    (default 5); after that `ServiceUnavailableError`. Every statement of Pickaxe is guarded, so trying one
+    again whose outcome is unknown changes nothing twice.
+    """
+
+    def __init__(self, url: str, *, pool_size: int = 10, patience: float = 5.0) -> None:
+        self.url = _parse(url)
+        self.patience = patience
+        self._pool_size = pool_size
+        self._engine: Engine | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def engine(self) -> Engine:
+        """The SQLAlchemy engine, made when first needed."""
+        if self._engine is None:
+            with self._lock:
+                if self._engine is None:
+                    self._engine = self._connect()
+        return self._engine
+
+    def _connect(self) -> Engine:
+        return create_engine(
+            self.url,
+            isolation_level="AUTOCOMMIT",
+            pool_size=self._pool_size,
+            max_overflow=self._pool_size,
+            pool_timeout=30,
+            skip_autocommit_rollback=True,
+            connect_args={"connect_timeout": 5, "application_name": "pickaxe", "keepalives_idle": 10},
+        )
+
+    def forked(self) -> None:
+        """Forget the parent's connections, which belong to the parent."""
+        if self._engine is not None:
+            self._engine.dispose(close=False)
+        self._engine = None
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Close all idle connections."""
+        if self._engine is not None:
+            self._engine.dispose()
+            self._engine = None
+
+    @property
+    def place(self) -> str:
+        """Where the database is, without the password."""
+        return self.url.render_as_string(hide_password=True).replace("postgresql+psycopg", "postgresql")
+
+    def rows(self, name: str, /, **parameters: Any) -> Sequence[Row[Any]]:
+        """The rows of a named statement."""
+        found: Sequence[Row[Any]] = self._patiently(lambda: self._run(statement(name), parameters))
+        return found
+
+    def row(self, name: str, /, **parameters: Any) -> Row[Any] | None:
+        """The first row of a named statement, or None."""
+        rows = self.rows(name, **parameters)
+        return rows[0] if rows else None
+
+    def one(self, name: str, /, **parameters: Any) -> Row[Any]:
+        """The only row of a statement that always has one."""
+        return self.rows(name, **parameters)[0]
+
+    def transaction(self, work: Any) -> Any:
+        """`work(connection)` in one transaction, tried again as a whole when it conflicts."""
+
+        def attempt() -> Any:
+            connection = self.engine.connect().execution_options(isolation_level="READ COMMITTED")
+            with connection, connection.begin():
+                return work(connection)
+
+        return self._patiently(attempt)
+
+    def _run(self, clause: TextClause, parameters: dict[str, Any]) -> Sequence[Row[Any]]:
+        with self.engine.connect() as connection:
+            return connection.execute(clause, parameters).all()
+
+    def _patiently(self, attempt: Any) -> Any:
+        deadline = time.monotonic() + self.patience
+        pause = 0.02
+        while True:
+            try:
+                return attempt()
+            except (OperationalError, InterfaceError, DBAPIError) as error:
+                self._may_try_again(error, deadline)
+            time.sleep(pause * random.uniform(0.5, 1.5))
+            pause = min(pause * 2, 1.0)
+
+    def _may_try_again(self, error: DBAPIError, deadline: float) -> None:
+        if isinstance(error.orig, _CONFLICTS):
+            return
+        if isinstance(error.orig, _MISSING):
+            raise SchemaError(
+                f"the database {self.place} has no Pickaxe tables, or old ones: run `pickaxe migrate`"
+            ) from error
+        if not self._is_away(error):
+            raise error
+        if time.monotonic() >= deadline:
+            raise ServiceUnavailableError(
+                f"cannot reach Postgres at {self.place}: {_first_line(error)}. Is it running, and is "
+                f"PICKAXE_DATABASE_URL right? Nothing already accepted is lost."
+            ) from error
+        logger.info("Postgres is away, trying again: %s", _first_line(error))
+
+    @staticmethod
+    def _is_away(error: DBAPIError) -> bool:
+        orig = error.orig
+        if error.connection_invalidated or isinstance(error, InterfaceError):
+            return True
+        if not isinstance(orig, psycopg.OperationalError):
+            return False
+        # Class 57P: shutdown and crash; 53: no more connections or disk; none at all: the socket is gone.
+        state = orig.sqlstate
+        return state is None or state.startswith(("57P", "53", "08")) or state == "25006"
+
+
+def render(name: str, parameters: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A named statement for a psycopg connection: its text in psycopg's own style, and its parameters."""
+    from sqlalchemy.dialects.postgresql import psycopg as dialect
+
+    return str(statement(name).compile(dialect=dialect.dialect())), parameters  # type: ignore[no-untyped-call]
+
+
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise ConfigurationError(
+            "PICKAXE_DATABASE_URL is not a database URL: it should look like postgresql://user@host:5432/name"
+        ) from error
+    if not parsed.drivername.startswith(("postgresql", "postgres")):
+        raise ConfigurationError(f"Pickaxe keeps its log in Postgres; {parsed.drivername!r} is something else")
+    return parsed.set(drivername="postgresql+psycopg")
+
+
+def _first_line(error: BaseException) -> str:
+    orig = getattr(error, "orig", None) or error
+    lines = str(orig).strip().splitlines()
+    return lines[0] if lines else type(orig).__name__
+
+
+__all__ = ["Connection", "Database", "PickaxeError", "render", "sql", "statement"]

@@ -1,0 +1,128 @@
+"""The statements of the fleet: workers, what is due, and what could not be read."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Row, text
+
+from pickaxe import _values
+from pickaxe.store._database import Database
+from pickaxe.store._runs import StepDue
+
+LOCK_CLASS = 0x5049434B
+"""The first half of every advisory lock of Pickaxe; the second is a worker's slot, or 0 for the sweeper."""
+
+BATCH = 500
+"""Rows a sweep takes at a time."""
+
+
+class FleetStore:
+    """See the module."""
+
+    database: Database
+    redispatch: float
+
+    def register_worker(self, worker: str, *, name: str, pid: int, handles: Sequence[str]) -> int:
+        """Make a process known. Returns the slot whose session lock it must hold."""
+        row = self.database.one("register_worker", id=worker, name=name, pid=pid, handles=_values.dump(sorted(handles)))
+        return int(row.slot)
+
+    def lock(self, slot: int, *, wait: bool) -> Connection | None:
+        """A connection that holds a slot's session lock for as long as it lives, or None if another does."""
+        # Out of the pool for good: the lock belongs to this very connection.
+        connection = self.database.engine.connect()
+        taken = True
+        if wait:
+            connection.execute(text("SELECT pg_advisory_lock(:c, :s)"), {"c": LOCK_CLASS, "s": slot})
+        else:
+            taken = bool(
+                connection.execute(text("SELECT pg_try_advisory_lock(:c, :s)"), {"c": LOCK_CLASS, "s": slot}).scalar()
+            )
+        if not taken:
+            connection.close()
+            return None
+        connection.detach()
+        return connection
+
+    @staticmethod
+    def holds(connection: Connection) -> None:
+        """Raises `DBAPIError` when a connection, and so its lock, is gone."""
+        connection.execute(text("SELECT 1"))
+
+    def beat(self, worker: str) -> list[str] | None:
+        """A sign of life: the steps the process owns, as `"run attempt key"`, or None if it was buried."""
+        row = self.database.row("beat", id=worker)
+        return None if row is None else list(row.owned)
+
+    def end_worker(self, worker: str, how: str) -> None:
+        """A process leaves in good order."""
+        self.database.rows("end_worker", id=worker, ended=how)
+
+    def bury_workers(self, *, dead: float, vanished: float) -> Sequence[Row[Any]]:
+        """Declare dead what is dead."""
+        return self.database.rows("bury_workers", dead=dead, vanished=vanished, lock_class=LOCK_CLASS)
+
+    def reclaim_steps(self) -> Sequence[Row[Any]]:
+        """Take the steps of dead processes away from them."""
+        return self.database.rows("reclaim_steps", batch=BATCH)
+
+    def due_runs(self, cap: float) -> Sequence[Row[Any]]:
+        """Runs to be published now."""
+        return self.database.rows("due_runs", batch=BATCH, base=self.redispatch, cap=cap)
+
+    def due_steps(self, cap: float) -> list[StepDue]:
+        """Calls to be published now."""
+        return [StepDue.of(r) for r in self.database.rows("due_steps", batch=BATCH, base=self.redispatch, cap=cap)]
+
+    def due_timers(self) -> list[uuid.UUID]:
+        """Fire the timers that are due. Returns the runs to be published."""
+        rows = self.database.rows("due_timers", batch=BATCH, redispatch=self.redispatch)
+        return [row.run_id for row in rows if row.woken]
+
+    def next_due(self, most: float) -> float:
+        """Seconds until something is due, at most `most`, at least 0."""
+        return max(0.0, float(self.database.one("next_due", most=most).wait))
+
+    def overdue_steps(self) -> Sequence[Row[Any]]:
+        """Running calls past their timeout."""
+        return self.database.rows("overdue_steps", batch=BATCH)
+
+    def expired_steps(self) -> Sequence[Row[Any]]:
+        """Calls past their schedule or total timeout."""
+        return self.database.rows("expired_steps", batch=BATCH)
+
+    def overdue_runs(self) -> list[uuid.UUID]:
+        """Runs past their timeout."""
+        return [row.id for row in self.database.rows("overdue_runs", batch=BATCH)]
+
+    def due_cancellations(self) -> list[uuid.UUID]:
+        """Child runs to be told that nobody waits for them."""
+        return [row.id for row in self.database.rows("due_cancellations", batch=BATCH)]
+
+    def defer_steps(self, steps: Sequence[dict[str, Any]]) -> None:
+        """Move calls to a later time: mappings of run, key, attempt, wait (seconds), granted and reason."""
+        self.database.rows("defer_steps", steps=_values.dump(list(steps)))
+
+    def defer_run(self, run: uuid.UUID, reason: str, cap: float) -> None:
+        """Try a run later, with a growing delay."""
+        self.database.rows("defer_run", run=run, reason=reason, base=self.redispatch, cap=cap)
+
+    def defer_unknown_step(self, run: uuid.UUID, key: str, reason: str, cap: float) -> None:
+        """Try a call later, with a growing delay."""
+        self.database.rows("defer_unknown_step", run=run, key=key, reason=reason, base=self.redispatch, cap=cap)
+
+    def expedite(self) -> Row[Any]:
+        """Make everything that should be in the broker due now."""
+        return self.database.one("expedite", base=self.redispatch)
+
+    def broker_seen(self, incarnation: str) -> str | None:
+        """Remember the broker's incarnation. Returns the one before, None for a fresh deployment."""
+        before: str | None = self.database.one("broker_seen", incarnation=incarnation).before
+        return before
+
+    def set_aside(self, *, reason: str, body: str, headers: str) -> int:
+        """Keep a message that could not be read. Returns its number."""
+        return int(self.database.one("set_aside", reason=reason, body=body, headers=headers).id)

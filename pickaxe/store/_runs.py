@@ -1,0 +1,262 @@
+"""The statements a run moves by."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Row
+
+from pickaxe import _values
+from pickaxe._states import RunState, StepKind, StepState
+from pickaxe.core._records import CancelRecord, SignalRecord, StepRecord
+from pickaxe.store._database import Database
+
+
+@dataclass(frozen=True, slots=True)
+class NewRun:
+    """A run to be enqueued. Times are epoch seconds (`due`) or seconds from now."""
+
+    id: uuid.UUID
+    agent: str
+    version: str
+    queue: str
+    priority: int
+    input: str
+    due: float | None = None
+    due_in: float = 0.0
+    timeout: float | None = None
+    idempotency_key: str | None = None
+    metadata: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__} | {"id": str(self.id)}
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """A run as a reduction loads it. `started` is None until the first commit; `now` is the database's time."""
+
+    id: uuid.UUID
+    agent: str
+    version: str
+    state: RunState
+    chapter: int
+    epoch: int
+    head: int
+    wake: int
+    queue: str
+    priority: int
+    input: str
+    root: uuid.UUID
+    parent: uuid.UUID | None
+    started: float | None
+    now: float
+    cancel: CancelRecord | None
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """A run's log: its steps, the signals to it, and how many attempts each step has had."""
+
+    steps: list[StepRecord]
+    signals: list[SignalRecord]
+    ready_inline: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What a commit did. `orphans` are child runs to be cancelled, `released` steps of the parent's gather."""
+
+    committed: bool
+    parent: uuid.UUID | None
+    parent_woken: bool
+    released: list[str]
+    orphans: list[uuid.UUID]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A step, owned. `expires` and `now` are epoch seconds on the database's clock."""
+
+    run: uuid.UUID
+    key: str
+    name: str
+    input: str
+    options: dict[str, Any]
+    attempt: int
+    deaths: int
+    group: str | None
+    history: str | None
+    agent: str
+    root: uuid.UUID
+    expires: float | None
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What recording an outcome did. Not `accepted`: somebody else owns the step now, or it is over."""
+
+    accepted: bool
+    woken: bool
+    seq: int | None
+    released: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class StepDue:
+    """A call that belongs in the broker now. `attempt` counts the claims it has had so far."""
+
+    run: uuid.UUID
+    key: str
+    name: str
+    queue: str
+    priority: int
+    attempt: int
+    options: dict[str, Any]
+    input: str
+    root: uuid.UUID
+    granted: bool = False
+
+    @classmethod
+    def of(cls, row: Row[Any]) -> StepDue:
+        return cls(
+            row.run_id, row.key, row.name, row.queue, row.priority, row.attempt,
+            _values.load(row.options), row.input, row.root, bool(getattr(row, "granted", False)),
+        )  # fmt: skip
+
+
+class RunStore:
+    """Enqueue, load, commit, claim, settle. `redispatch` is the pause before the sweeper sends a message again."""
+
+    def __init__(self, database: Database, *, redispatch: float = 5.0) -> None:
+        self.database = database
+        self.redispatch = redispatch
+
+    def enqueue(self, runs: Sequence[NewRun]) -> list[uuid.UUID]:
+        """Insert runs. Returns, for each, its id, or that of the run already there under its idempotency key."""
+        inserted = self.database.rows("enqueue", runs=_values.dump([run.as_json() for run in runs]))
+        return self._ids(runs, {row.id for row in inserted})
+
+    def _ids(self, runs: Sequence[NewRun], inserted: set[uuid.UUID]) -> list[uuid.UUID]:
+        keys = [run.idempotency_key for run in runs if run.id not in inserted and run.idempotency_key]
+        if not keys:
+            return [run.id for run in runs]
+        known = {}
+        for agent in {run.agent for run in runs}:
+            for row in self.database.rows("find_by_key", agent=agent, keys=keys):
+                known[agent, row.idempotency_key] = row.id
+        return [run.id if run.id in inserted else known.get((run.agent, run.idempotency_key), run.id) for run in runs]
+
+    def load_run(self, run: uuid.UUID) -> RunRow | None:
+        """The run's row, or None if there is no such run."""
+        row = self.database.row("load_run", run=run)
+        return None if row is None else _run_row(row)
+
+    def load_log(self, run: RunRow) -> Log:
+        """The log of the run's current chapter."""
+        steps, signals, ready = [], [], {}
+        for row in self.database.rows("load_log", run=run.id, chapter=run.chapter):
+            if row.tag == "signal":
+                signals.append(SignalRecord(row.seq, row.at, row.name, row.output))
+                continue
+            steps.append(_step_record(row))
+            if row.state == StepState.READY and not row.later:
+                ready[row.key] = row.attempt
+        return Log(steps, signals, ready)
+
+    def commit(self, run: RunRow, **values: Any) -> Commit:
+        """Commit a reduction, if nothing has moved since `run` was loaded."""
+        row = self.database.one(
+            "commit", run=run.id, epoch=run.epoch, head=run.head, wake=run.wake,
+            redispatch=self.redispatch, **values,
+        )  # fmt: skip
+        return Commit(row.committed, row.parent, row.parent_woken, row.released, row.orphans)
+
+    def claim(self, run: uuid.UUID, key: str, attempt: int, owner: str, *, grace: float) -> Claim | None:
+        """Own a step's next attempt, or None: a duplicate, late or unwanted message."""
+        row = self.database.row("claim", run=run, key=key, attempt=attempt, owner=owner, grace=grace)
+        if row is None:
+            return None
+        return Claim(
+            run, key, row.name, row.input, _values.load(row.options), row.attempt, row.deaths, row.group_key,
+            row.history, row.agent, row.root, row.expires, row.now,
+        )  # fmt: skip
+
+    def settle(
+        self,
+        run: uuid.UUID,
+        key: str,
+        state: StepState,
+        *,
+        origin: Iterable[StepState],
+        output: str | None = None,
+        error: str | None = None,
+        attempt: int | None = None,
+        owner: str | None = None,
+    ) -> Settled:
+        """Record how a step ended, if it still is in one of the states `origin`, at `attempt`, owned by `owner`."""
+        row = self.database.one(
+            "settle", run=run, key=key, origin=[str(s) for s in origin], attempt=attempt, owner=owner,
+            state=str(state), output=output, error=error, redispatch=self.redispatch,
+        )  # fmt: skip
+        return Settled(row.accepted, row.woken, row.seq, row.released)
+
+    def retry_step(self, claim: Claim, owner: str, **values: Any) -> bool:
+        """Give a failed attempt back, to be tried again after `wait` seconds."""
+        return self._did("retry_step", run=claim.run, key=claim.key, attempt=claim.attempt, owner=owner, **values)
+
+    def progress(self, claim: Claim, owner: str, *, progress: str | None, grace: float) -> bool:
+        """A heartbeat of a running step: the time for its attempt starts again."""
+        return self._did(
+            "progress", run=claim.run, key=claim.key, attempt=claim.attempt, owner=owner,
+            progress=progress, grace=grace,
+        )  # fmt: skip
+
+    def wake(self, run: uuid.UUID) -> bool:
+        """Wake a run. True if the caller must publish it."""
+        return bool(self.database.one("wake", run=run, redispatch=self.redispatch).woken)
+
+    def cancel_run(self, run: uuid.UUID, *, reason: str, error: str, timed_out: bool, force: bool) -> Row[Any]:
+        """Tell a run to stop, or end it here and now."""
+        return self.database.one(
+            "cancel_run", run=run, reason=reason, error=error, timed_out=timed_out, force=force,
+            redispatch=self.redispatch,
+        )  # fmt: skip
+
+    def send_signal(self, run: uuid.UUID, name: str, payload: str, key: str | None) -> Row[Any]:
+        """Add a signal. `state` is the run's state (null: no such run), `woken` whether to publish it."""
+        return self.database.one(
+            "send_signal", run=run, name=name, payload=payload, key=key, redispatch=self.redispatch
+        )
+
+    def resume_run(self, run: uuid.UUID, version: str) -> bool:
+        """Let a paused run go on. False if it is not paused."""
+        return self._did("resume_run", run=run, version=version, redispatch=self.redispatch)
+
+    def released(self, run: uuid.UUID, keys: Sequence[str]) -> Sequence[Row[Any]]:
+        """What a gather's cap has let go."""
+        return self.database.rows("released", run=run, keys=list(keys))
+
+    def _did(self, name: str, /, **values: Any) -> bool:
+        return self.database.row(name, **values) is not None
+
+
+def _run_row(row: Row[Any]) -> RunRow:
+    cancel = None
+    if row.cancel_seq is not None:
+        cancel = CancelRecord(row.cancel_seq, row.cancelled, row.timed_out, row.cancel_reason or "")
+    return RunRow(
+        row.id, row.agent, row.version, RunState(row.state), row.chapter, row.epoch, row.head, row.wake,
+        row.queue, row.priority, row.input, row.root, row.parent_run, row.started, row.now, cancel,
+    )  # fmt: skip
+
+
+def _step_record(row: Row[Any]) -> StepRecord:
+    return StepRecord(
+        row.key, StepKind(row.kind), row.name, row.digest, StepState(row.state), row.seq, row.at or 0.0,
+        row.output, row.error, row.group_key, row.ordinal,
+    )  # fmt: skip

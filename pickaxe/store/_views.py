@@ -1,0 +1,167 @@
+"""Reading runs for people and programs: never on the hot path."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Text, cast
+from sqlmodel import Session, col, select
+
+from pickaxe import _values
+from pickaxe._states import RunState, StepState
+from pickaxe.store._database import Database
+from pickaxe.store.models import DeadLetter, Run, Step, Worker
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    """A run as it stands. Values are decoded JSON; times are aware datetimes."""
+
+    id: uuid.UUID
+    agent: str
+    version: str
+    state: RunState
+    queue: str
+    priority: int
+    reason: str | None
+    input: Any
+    output: Any
+    error: dict[str, Any] | None
+    published: Any
+    metadata: dict[str, Any]
+    parent: uuid.UUID | None
+    parent_step: str | None
+    root: uuid.UUID
+    idempotency_key: str | None
+    chapter: int
+    epoch: int
+    head: int
+    due: datetime | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+    @classmethod
+    def of(cls, run: Run) -> RunView:
+        return cls(
+            run.id, run.agent, run.version, RunState(run.state), run.queue, run.priority, run.reason,
+            _values.load(run.input), _optional(run.output), _optional(run.error), _optional(run.published),
+            _optional(run.details) or {}, run.parent_run, run.parent_step, run.root, run.idempotency_key,
+            run.chapter, run.epoch, run.head, run.due, run.created_at, run.started_at, run.finished_at,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class StepView:
+    """A step as it stands. `history` are its earlier attempts; `child` is the child run it stands for."""
+
+    key: str
+    kind: str
+    name: str
+    state: StepState
+    seq: int | None
+    attempt: int
+    deaths: int
+    worker: str | None
+    queue: str | None
+    group: str | None
+    chapter: int
+    input: Any
+    output: Any
+    error: dict[str, Any] | None
+    reason: str | None
+    progress: Any
+    history: list[dict[str, Any]]
+    child: uuid.UUID | None
+    due: datetime | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+    @classmethod
+    def of(cls, s: Any) -> StepView:
+        return cls(
+            s.key, s.kind, s.name, StepState(s.state), s.seq, s.attempt, s.deaths, s.worker, s.queue, s.group_key,
+            s.chapter, _values.load(s.input), _optional(s.output), _optional(s.error), s.reason,
+            _optional(s.progress), _optional(s.history) or [], s.child, s.due, s.created_at, s.started_at,
+            s.finished_at,
+        )  # fmt: skip
+
+
+class Views:
+    """See the module."""
+
+    database: Database
+
+    def view_run(self, run: uuid.UUID) -> RunView | None:
+        """One run, or None."""
+        with self._session() as session:
+            found = session.get(Run, run)
+            return RunView.of(found) if found else None
+
+    def view_steps(self, run: uuid.UUID) -> list[StepView]:
+        """A run's steps, in the order they were asked for."""
+        return [StepView.of(row) for row in self.database.rows("view_steps", run=run)]
+
+    def find_runs(self, prefix: str) -> list[uuid.UUID]:
+        """Up to three runs whose id begins like this."""
+        with self._session() as session:
+            query = select(Run.id).where(cast(col(Run.id), Text).startswith(prefix, autoescape=True))
+            return list(session.exec(query.order_by(col(Run.created_at).desc()).limit(3)))
+
+    def list_runs(
+        self,
+        *,
+        agent: str | None = None,
+        states: Sequence[RunState] = (),
+        root: uuid.UUID | None = None,
+        children: bool = False,
+        limit: int = 50,
+    ) -> list[RunView]:
+        """Runs, newest first; child runs only when asked for."""
+        query = select(Run)
+        if agent is not None:
+            query = query.where(col(Run.agent) == agent)
+        if states:
+            query = query.where(col(Run.state).in_([str(s) for s in states]))
+        if root is not None:
+            query = query.where(col(Run.root) == root)
+        if not children:
+            query = query.where(col(Run.parent_run).is_(None))
+        with self._session() as session:
+            found = session.exec(query.order_by(col(Run.created_at).desc(), col(Run.id).desc()).limit(limit))
+            return [RunView.of(run) for run in found]
+
+    def children(self, run: uuid.UUID) -> list[RunView]:
+        """The child runs of a run, oldest first."""
+        with self._session() as session:
+            found = session.exec(select(Run).where(Run.parent_run == run).order_by(col(Run.created_at)))
+            return [RunView.of(child) for child in found]
+
+    def list_workers(self) -> list[Worker]:
+        """Worker processes that have not ended."""
+        with self._session() as session:
+            found = session.exec(select(Worker).where(col(Worker.ended_at).is_(None)).order_by(col(Worker.slot)))
+            return list(found)
+
+    def list_dead_letters(self, limit: int = 50) -> list[DeadLetter]:
+        """Messages that could not be read, newest first."""
+        with self._session() as session:
+            return list(session.exec(select(DeadLetter).order_by(col(DeadLetter.id).desc()).limit(limit)))
+
+    def count_open_steps(self, run: uuid.UUID) -> int:
+        """How many of a run's steps have not ended."""
+        ended = [str(s) for s in StepState if s.terminal]
+        with self._session() as session:
+            return len(session.exec(select(Step.key).where(Step.run_id == run, col(Step.state).not_in(ended))).all())
+
+    def _session(self) -> Session:
+        return Session(self.database.engine, expire_on_commit=False)
+
+
+def _optional(text: str | None) -> Any:
+    return None if text is None else _values.load(text)

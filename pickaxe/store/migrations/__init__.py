@@ -1,0 +1,1 @@
+"""Forward-only migrations. A version is never edited once released."""

@@ -1,0 +1,14 @@
+-- Processes that are gone: their session lock is free and they have not beaten for :dead seconds, or they have
+-- not beaten for :vanished seconds whatever the lock says. A database that has just started has no locks at
+-- all, so the time it was away counts for nobody.
+UPDATE pickaxe.worker w SET ended_at = clock_timestamp(), ended = 'died'
+WHERE w.ended_at IS NULL
+    AND greatest(w.beat_at, pg_postmaster_start_time()) < clock_timestamp() - make_interval(secs => :dead)
+    AND (
+        greatest(w.beat_at, pg_postmaster_start_time()) < clock_timestamp() - make_interval(secs => :vanished)
+        OR NOT EXISTS (
+            SELECT 1 FROM pg_locks l
+            WHERE l.locktype = 'advisory' AND l.classid = :lock_class AND l.objid = w.slot AND l.granted
+                AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()))
+    )
+RETURNING w.id, w.name, w.pid

@@ -1,0 +1,10 @@
+-- A worker process takes a step. A duplicate or late message finds another state or attempt, and takes nothing.
+UPDATE pickaxe.step s SET
+    state = 'running', attempt = s.attempt + 1, owner = :owner, ran_by = :owner, dispatches = 0, reason = NULL, progress = NULL,
+    started_at = clock_timestamp(),
+    due = clock_timestamp() + make_interval(secs => (s.options::jsonb->>'timeout')::float8 + :grace),
+    expires = s.created_at + make_interval(secs => s.total_timeout)
+FROM pickaxe.run r
+WHERE s.run_id = :run AND s.key = :key AND s.state = 'ready' AND s.attempt = :attempt - 1 AND r.id = s.run_id
+RETURNING s.name, s.input, s.options, s.attempt, s.deaths, s.group_key, s.history, r.agent, r.root,
+    extract(epoch FROM s.expires)::float8 AS expires, extract(epoch FROM clock_timestamp())::float8 AS now

@@ -1,0 +1,1 @@
+INSERT INTO pickaxe.event (key, scope, payload) VALUES (:key, :scope, :payload)

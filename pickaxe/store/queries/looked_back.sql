@@ -1,0 +1,1 @@
+UPDATE pickaxe.step SET due = NULL WHERE run_id = :run AND key = :key AND state = 'waiting'

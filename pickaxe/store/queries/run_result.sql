@@ -1,0 +1,1 @@
+SELECT agent, state, output, error, reason FROM pickaxe.run WHERE id = :run

@@ -1,0 +1,1 @@
+SELECT * FROM pickaxe.send_signal(:run, :name, :payload, :key, :redispatch)

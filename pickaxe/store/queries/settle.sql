@@ -1,0 +1,1 @@
+SELECT * FROM pickaxe.settle(:run, :key, :origin, :attempt, :owner, :state, :output, :error, :redispatch)

@@ -1,0 +1,1 @@
+SELECT * FROM pickaxe.wake(:run, :redispatch)

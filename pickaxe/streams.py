@@ -1,0 +1,189 @@
+"""A run's transitions, live and resumable: from its Redis stream while that is there, from the log always."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import redis
+
+from pickaxe import _values
+from pickaxe._states import RunState, StepState
+from pickaxe.engine._transitions import MAX_LENGTH, stream_key
+from pickaxe.errors import NotFoundError
+from pickaxe.store import RunView, StepView, Store
+
+IDLE = 0.4
+"""Seconds without a live entry after which the log is compared."""
+
+_REPEATABLE = frozenset({"progress"})
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """One thing that happened to a run.
+
+    `kind` is `"run"`, `"step"`, or `"restarted"`: what came before is told again from the beginning. `state`
+    is the run's or step's new state; steps also have `requested`, `running`, `retrying`, `lost` (its worker
+    died) and `progress`. `more` holds what else is known, such as `worker` or `value`. `cursor` resumes after
+    this transition.
+    """
+
+    kind: str
+    state: str
+    step: str = ""
+    name: str = ""
+    attempt: int = 0
+    at: datetime | None = None
+    more: dict[str, Any] = field(default_factory=dict)
+    cursor: str = ""
+
+    @property
+    def id(self) -> str:
+        """The same for the same transition, wherever it was read."""
+        if self.kind != "step":
+            return f"{self.kind}:{self.state}"
+        if self.state in _ENDED or self.state == "requested":
+            return f"{self.step}:{self.state}"
+        return f"{self.step}:{self.attempt}:{self.state}"
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`, and for other languages."""
+        at = self.at.isoformat() if self.at else None
+        known = {"kind": self.kind, "state": self.state, "at": at, "cursor": self.cursor, **self.more}
+        return known if self.kind != "step" else known | {"step": self.step, "name": self.name, "attempt": self.attempt}
+
+
+_ENDED = frozenset(str(state) for state in StepState if state.terminal)
+_FIELDS = ("kind", "state", "step", "name", "attempt")
+
+
+def follow(store: Store, client: redis.Redis, run: uuid.UUID, cursor: str | None) -> Iterator[Transition]:
+    """See `Run.stream`."""
+    return iter(_Follower(store, client, run, cursor))
+
+
+class _Follower:
+    def __init__(self, store: Store, client: redis.Redis, run: uuid.UUID, cursor: str | None) -> None:
+        self._store = store
+        self._redis = client
+        self._run = run
+        self._key = stream_key(run)
+        self._last = "0-0"
+        self._seen: set[str] = set()
+        self._from = cursor
+
+    def __iter__(self) -> Iterator[Transition]:
+        if self._from and not self._rejoin(self._from):
+            yield Transition("restarted", "", cursor="0-0")
+        while True:
+            entries = self._read()
+            yield from self._unseen(entries)
+            if entries:
+                continue
+            view, missing = self._missing()
+            yield from missing
+            if view.state.terminal and not self._more():
+                return
+
+    def _rejoin(self, cursor: str) -> bool:
+        """Find the place of a cursor in the live stream. False if it is no longer there."""
+        if cursor == "0-0":
+            return True
+        try:
+            before: Any = self._redis.xrange(self._key, "-", cursor)
+        except redis.RedisError:
+            return False
+        if not before or before[-1][0] != cursor:
+            return False
+        self._seen = {_parse(entry, at).id for at, entry in before}
+        self._last = cursor
+        return True
+
+    def _read(self) -> list[tuple[str, dict[str, str]]]:
+        try:
+            found: Any = self._redis.xread({self._key: self._last}, count=500, block=int(IDLE * 1000))
+        except redis.RedisError:
+            return []
+        return found[0][1] if found else []
+
+    def _more(self) -> bool:
+        try:
+            return bool(self._redis.xread({self._key: self._last}, count=1))
+        except redis.RedisError:
+            return False
+
+    def _unseen(self, entries: list[tuple[str, dict[str, str]]]) -> Iterator[Transition]:
+        for at, entry in entries:
+            self._last = at
+            transition = _parse(entry, at)
+            if transition.id not in self._seen or transition.state in _REPEATABLE:
+                self._seen.add(transition.id)
+                yield transition
+
+    def _missing(self) -> tuple[RunView, list[Transition]]:
+        """What the log has and the live stream did not: added to the stream while the run is live."""
+        view = self._store.view_run(self._run)
+        if view is None:
+            raise NotFoundError(f"there is no run {self._run}")
+        recorded = from_log(view, self._store.view_steps(self._run))
+        missing = [t for t in recorded if t.id not in self._seen]
+        if not view.state.terminal and missing and self._heal(missing):
+            return view, []
+        self._seen |= {t.id for t in missing}
+        return view, [_placed(t, self._last) for t in missing]
+
+    def _heal(self, missing: list[Transition]) -> bool:
+        pipe = self._redis.pipeline(transaction=False)
+        for t in missing:
+            entry = {name: getattr(t, name) for name in _FIELDS} | t.more | {"at": t.at.timestamp() if t.at else None}
+            pipe.xadd(self._key, {"t": _values.dump(entry)}, maxlen=MAX_LENGTH, approximate=True)
+        pipe.pexpire(self._key, 60_000)
+        try:
+            pipe.execute()
+        except redis.RedisError:
+            return False
+        return True
+
+
+def from_log(run: RunView, steps: list[StepView]) -> list[Transition]:
+    """All transitions that a run's rows tell of, in the order of their times."""
+    found = []
+    if run.started_at:
+        found.append(Transition("run", "started", at=run.started_at))
+    for step in steps:
+        found += _of_step(step)
+    if run.state.terminal or run.state is RunState.PAUSED:
+        found.append(Transition("run", str(run.state), at=run.finished_at))
+    return sorted(found, key=lambda t: (t.at is None, t.at or run.created_at))
+
+
+def _of_step(step: StepView) -> list[Transition]:
+    found = [Transition("step", "requested", step.key, step.name, at=step.created_at, more={"type": step.kind})]
+    for past in step.history:
+        attempt = int(past["attempt"])
+        at = datetime.fromtimestamp(past["at"], step.created_at.tzinfo)
+        found.append(Transition("step", "running", step.key, step.name, attempt, at, {"worker": past.get("owner")}))
+        ended = "lost" if past["ended"] == "died" else "retrying"
+        found.append(Transition("step", ended, step.key, step.name, attempt, at, {"error": past.get("type")}))
+    if step.started_at and step.attempt > len(step.history):
+        found.append(
+            Transition("step", "running", step.key, step.name, step.attempt, step.started_at, {"worker": step.worker})
+        )
+    if step.state.terminal:
+        found.append(Transition("step", str(step.state), step.key, step.name, step.attempt, step.finished_at))
+    return found
+
+
+def _placed(t: Transition, cursor: str) -> Transition:
+    return Transition(t.kind, t.state, t.step, t.name, t.attempt, t.at, t.more, cursor)
+
+
+def _parse(entry: dict[str, str], cursor: str) -> Transition:
+    raw = _values.load(entry["t"])
+    at = raw.pop("at", None) or int(cursor.partition("-")[0]) / 1000
+    known = {name: raw.pop(name) for name in _FIELDS if name in raw}
+    return Transition(**known, at=datetime.fromtimestamp(at).astimezone(), more=raw, cursor=cursor)

@@ -1,0 +1,191 @@
+"""Publishing: what arrives, how fast, and how long it takes to fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from pickaxe.broker import Message, Publisher, PublishError
+from pickaxe.errors import ConfigurationError, ServiceUnavailableError
+from tests.integration.test_broker_support import (
+    RedisServer,
+    events,
+    eventually,
+    leftovers,
+    make_app,
+    worker,
+)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def quick(n: int, **changes: object) -> Message:
+    return Message(**{"task": "quick", "id": f"id-{n}", "kwargs": {"n": n}, "queue": "celery", **changes})  # type: ignore[arg-type]
+
+
+def sent(url: str, queue: str) -> list[dict[str, Any]]:
+    """What waits in the queue, of all priorities, oldest first."""
+    with Redis.from_url(url) as client:
+        lists = [client.lrange(key, 0, -1) for key in sorted(client.scan_iter(f"{queue}*"))]
+        return [json.loads(item) for items in lists for item in reversed(items)]
+
+
+@pytest.mark.parametrize("count", [1, 3, 500])
+def test_messages_are_sent_in_order_with_everything_flower_shows(redis_url: str, count: int) -> None:
+    Publisher(make_app(redis_url)).publish(
+        [quick(n, argsrepr=f"run=7 n={n}", root="run-7", headers={"x": 1}) for n in range(count)]
+    )
+    headers = [message["headers"] for message in sent(redis_url, "celery")]
+    assert [header["id"] for header in headers] == [f"id-{n}" for n in range(count)]
+    expected = {
+        "task": "quick",
+        "argsrepr": f"run=7 n={count - 1}",
+        "root_id": "run-7",
+        "ignore_result": True,
+        "eta": None,
+        "retries": 0,
+        "x": 1,
+    }
+    assert expected.items() <= headers[-1].items()
+
+
+def test_the_most_urgent_messages_run_first(redis_url: str, tmp_path: Path) -> None:
+    app = make_app(redis_url)
+    Publisher(app).publish([quick(priority, priority=priority) for priority in range(10)])
+    with worker(redis_url, tmp_path / "log", "-P", "solo"):
+        told = eventually(lambda: len(events(redis_url, "quick")) == 10 and events(redis_url, "quick"))
+    assert [event["n"] for event in told] == [6, 7, 8, 9, 2, 3, 4, 5, 0, 1]
+
+
+def test_queues_need_not_be_declared_anywhere(redis_url: str, tmp_path: Path) -> None:
+    Publisher(make_app(redis_url)).publish([quick(1, queue="brand-new")])
+    with worker(redis_url, tmp_path / "log", "-P", "solo", queues="brand-new"):
+        eventually(lambda: events(redis_url, "quick"))
+
+
+@pytest.mark.parametrize("pool", ["prefork", "custom"])
+def test_a_chord_sends_its_body_once_after_all_headers(redis_url: str, tmp_path: Path, pool: str) -> None:
+    app = make_app(redis_url)
+    header = [Message(task="nap", id=f"nap-{n}", kwargs={"seconds": 0.01, "n": n}, queue="celery") for n in range(40)]
+    body = quick(99, id="the-body", queue="other", root="run-7")
+    with worker(redis_url, tmp_path / "log", "-P", pool, "-c", "4", queues="celery,other"):
+        Publisher(app).publish_chord(header, body)
+        told = eventually(lambda: events(redis_url, "quick"))
+        assert told[0]["message"] == "the-body"
+        assert len(events(redis_url, "nap-end")) == 40
+        Publisher(app).publish([quick(1, id="later", queue="other")])
+        eventually(lambda: len(events(redis_url, "quick")) == 2)
+        eventually(lambda: leftovers(redis_url, "celery", "other") == 0)
+    with Redis.from_url(redis_url) as client:
+        assert list(client.scan_iter("celery-task-meta*")) == []
+        keys = list(client.scan_iter("*taskset*"))
+        assert keys
+        assert all(key.startswith(b"pickaxe:chord:") and client.ttl(key) > 0 for key in keys)
+
+
+def test_a_chord_without_headers_is_its_body(redis_url: str) -> None:
+    Publisher(make_app(redis_url)).publish_chord([], quick(1))
+    assert len(sent(redis_url, "celery")) == 1
+
+
+def test_a_chord_of_a_thousand_is_sent_within_a_second(redis_url: str) -> None:
+    publisher = Publisher(make_app(redis_url))
+    publisher.publish([quick(0)])
+    started = time.monotonic()
+    publisher.publish_chord([quick(n) for n in range(1000)], quick(1000))
+    assert time.monotonic() - started < 1
+    assert len(sent(redis_url, "celery")) == 1001
+
+
+def test_a_chord_needs_a_redis_to_count_in(redis_url: str) -> None:
+    app = make_app(redis_url, result_backend=None)
+    with pytest.raises(ConfigurationError, match="result_backend"):
+        Publisher(app).publish_chord([quick(1)], quick(2))
+
+
+@pytest.mark.parametrize("count", [1, 50])
+@pytest.mark.parametrize("warm", [True, False])
+def test_a_frozen_redis_is_an_error_within_five_seconds(server: RedisServer, count: int, warm: bool) -> None:
+    publisher = Publisher(make_app(server.url))
+    if warm:
+        publisher.publish([quick(0)])
+    messages = [quick(n) for n in range(count)]
+    with server.frozen():
+        for send in (publisher.publish, lambda batch: publisher.publish_chord(batch, quick(99))):
+            started = time.monotonic()
+            with pytest.raises(PublishError):
+                send(messages)
+            assert time.monotonic() - started < 5
+    publisher.publish(messages)
+
+
+@pytest.mark.parametrize("count", [1, 50])
+@pytest.mark.parametrize("warm", [True, False])
+def test_a_dead_redis_is_an_error_at_once(server: RedisServer, count: int, warm: bool) -> None:
+    publisher = Publisher(make_app(server.url))
+    if warm:
+        publisher.publish([quick(0)])
+    server.stop()
+    messages = [quick(n) for n in range(count)]
+    for send in (publisher.publish, lambda batch: publisher.publish_chord(batch, quick(99))):
+        started = time.monotonic()
+        with pytest.raises(ServiceUnavailableError, match="broker"):
+            send(messages)
+        assert time.monotonic() - started < 2
+    server.start()
+    publisher.publish(messages)
+    assert len(sent(server.url, "celery")) == count
+
+
+@pytest.mark.parametrize("count", [1, 50])
+def test_a_restarted_redis_costs_no_error_at_all(server: RedisServer, count: int) -> None:
+    publisher = Publisher(make_app(server.url))
+    publisher.publish([quick(0)])
+    server.stop()
+    server.start()
+    publisher.publish([quick(n) for n in range(count)])
+    assert len(sent(server.url, "celery")) == count
+
+
+def test_an_unreachable_host_is_an_error_within_five_seconds() -> None:
+    publisher = Publisher(make_app("redis://192.0.2.1:6379/0"))  # nobody answers there, by definition
+    started = time.monotonic()
+    with pytest.raises(PublishError):
+        publisher.publish([quick(1)])
+    assert time.monotonic() - started < 8
+
+
+def test_a_forked_child_opens_its_own_connections(redis_url: str) -> None:
+    app = make_app(redis_url)
+    publisher = Publisher(app)
+    publisher.publish_chord([quick(0)], quick(1))
+    with Redis.from_url(redis_url) as client:
+        before = client.info("stats")["total_connections_received"]
+        child = os.fork()
+        if child == 0:
+            try:
+                publisher.publish_chord([quick(n) for n in range(10)], quick(11))
+                os._exit(0)
+            finally:
+                os._exit(1)
+        for n in range(20):
+            publisher.publish([quick(n)])
+        _, status = os.waitpid(child, 0)
+        assert status == 0
+        # Its own for the broker and its own for the chord, while the parent went on with what it had.
+        assert client.info("stats")["total_connections_received"] - before in (2, 3)
+    assert len(sent(redis_url, "celery")) == 31
