@@ -166,7 +166,7 @@ class RedisServer:
         try:
             with Redis.from_url(self.url, socket_timeout=1) as client:
                 return bool(client.ping())
-        except Exception:  # noqa: BLE001 - not yet
+        except Exception:
             return False
 
 
