@@ -77,5 +77,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'pickaxe' has no attribute {name!r}")
     # All of a home at once: a function must win over the submodule of the same name.
     home = import_module(_HOME_OF[name])
+    # A handle that belongs to no app enqueues with what the environment says, which is the client's business.
+    import_module("pickaxe.client")
     globals().update({other: getattr(home, other) for other in _HOMES[_HOME_OF[name]]})
     return globals()[name]

@@ -27,4 +27,5 @@ class Settings(BaseSettings):
     vanished_after: float = Field(10.0, gt=0, description="no beat for this long: dead, lock or no lock")
     sweep_every: float = Field(1.0, gt=0, description="longest pause between two rounds of the sweeper")
     stream_ttl: float = Field(60.0, gt=0, description="how long a run's live stream outlives its last entry")
+    boot_patience: float = Field(60.0, ge=0, description="how long a starting worker waits for its services")
     pool_size: int = Field(10, ge=1, description="database connections a process keeps")

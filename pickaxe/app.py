@@ -22,6 +22,7 @@ from pickaxe.broker import (
     is_redis,
     on_process_start,
     on_process_stop,
+    on_worker_boot,
     on_worker_start,
     on_worker_stop,
     running_worker,
@@ -31,7 +32,7 @@ from pickaxe.engine import _attempts, _executor
 from pickaxe.engine._engine import Engine
 from pickaxe.engine._liveness import Liveness
 from pickaxe.engine._sweeper import Sweeper
-from pickaxe.errors import ConfigurationError, DuplicateHandleError
+from pickaxe.errors import ConfigurationError, DuplicateHandleError, ServiceUnavailableError
 
 logger = logging.getLogger("pickaxe")
 
@@ -77,6 +78,7 @@ class Pickaxe(BrokerApp):
             self._add(handle)
         self.pickaxe_on_unknown = self._unknown_task
         self.pickaxe_on_malformed = self._malformed_message
+        on_worker_boot(self, self._worker_booting)
         on_process_start(self, self._process_started)
         on_process_stop(self, self._process_stopped)
         on_worker_start(self, self._worker_started)
@@ -171,6 +173,16 @@ class Pickaxe(BrokerApp):
             headers=_shown(headers),
         )
         logger.error("a malformed message was set aside as dead letter %d: %s", number, reason)
+
+    def _worker_booting(self) -> None:
+        """A worker that could not record anything does not start: exit code 3, and why."""
+        try:
+            self.client.wait_until_ready(self.settings.boot_patience)
+        except ServiceUnavailableError as error:
+            logger.critical("%s", error)
+            raise SystemExit(3) from error
+        finally:
+            self.client.close()  # before the pool forks
 
     def _process_started(self) -> None:
         worker = running_worker(self)

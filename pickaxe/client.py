@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -29,6 +30,8 @@ from pickaxe.errors import (
     RunCancelledError,
     RunFailedError,
     RunPausedError,
+    SchemaError,
+    ServiceUnavailableError,
 )
 from pickaxe.store import Database, NewRun, RunView, StepView, Store, check_schema
 from pickaxe.store._outbox import insert_with
@@ -38,6 +41,8 @@ if TYPE_CHECKING:
     from pickaxe.authoring._handles import Agent, EnqueueOptions, Handle
 
 R = TypeVar("R")
+
+logger = logging.getLogger("pickaxe")
 
 
 class Client:
@@ -106,6 +111,34 @@ class Client:
     def check(self) -> None:
         """Whether both services answer and the schema fits. Raises a typed error that says what to do."""
         check_schema(self.store.database)
+        try:
+            self.redis.ping()
+        except redis.RedisError as error:
+            raise ServiceUnavailableError(
+                f"cannot reach Redis at {self.redis_place}: {error}. Is it running, and is PICKAXE_REDIS_URL right? "
+                f"Nothing already accepted is lost."
+            ) from error
+
+    def wait_until_ready(self, patience: float, tell: Callable[[str], None] = logger.warning) -> None:
+        """`check`, tried again with growing pauses for `patience` seconds. A wrong schema is not waited for."""
+        deadline, pause = time.monotonic() + patience, 0.5
+        while True:
+            try:
+                return self.check()
+            except SchemaError:
+                raise
+            except ServiceUnavailableError as error:
+                if time.monotonic() + pause >= deadline:
+                    raise
+                tell(f"{error} Trying again in {pause:g} s.")
+            time.sleep(pause)
+            pause = min(pause * 2, 10.0)
+
+    @property
+    def redis_place(self) -> str:
+        """Where Redis is, without the password."""
+        options = self.redis.connection_pool.connection_kwargs
+        return f"redis://{options.get('host', '')}:{options.get('port', '')}/{options.get('db', 0)}"
 
     def enqueue(
         self,
@@ -121,13 +154,15 @@ class Client:
             self._publish_new([run for run, run_id in zip(runs, ids, strict=True) if run.id == run_id])
         else:
             # Due as soon as it is visible: only some drivers tell when the transaction commits.
-            runs = [replace(run, due_in=options[0].delay) for run in runs]
+            runs = [replace(run, due_in=run.delay) for run in runs]
             known = insert_with(connection, runs, on_commit=lambda: self._publish_new(runs))
             ids = [known.get((run.agent, run.idempotency_key), run.id) for run in runs]
         return [Run(self, run_id, handle) for run_id in ids]
 
     def _publish_new(self, runs: Sequence[NewRun]) -> None:
-        now = [run for run in runs if run.due is None and run.due_in <= self.settings.redispatch_after]
+        if later := [run.delay for run in runs if run.delay]:
+            self.engine.nudge(min(later))
+        now = [run for run in runs if not run.delay]
         publish(self.engine, [agent_message(r.id, r.agent, r.queue, r.priority, r.id, 0) for r in now])
 
     def _new_run(self, handle: Agent[Any, Any], args: Any, kwargs: Any, options: EnqueueOptions) -> NewRun:
@@ -139,6 +174,7 @@ class Client:
         timeout = own.timeout if own.timeout is not None else spec.timeout
         return NewRun(
             uuid7(), spec.name, spec.version, own.queue or spec.queue, priority, text,
+            delay=options.delay,
             due_in=options.delay or self.settings.redispatch_after,
             timeout=None if timeout is None else timeout + options.delay,
             idempotency_key=options.idempotency_key,

@@ -7,7 +7,7 @@ from typing import Any
 
 from celery import Celery, Task
 
-from pickaxe.broker._config import celery_config
+from pickaxe.broker._config import celery_config, configure
 from pickaxe.broker._transport import install
 
 
@@ -18,7 +18,7 @@ class BrokerApp(Celery):  # type: ignore[misc]
         install()
         # `set_as_current=False`: an application that has a Celery app of its own keeps it as the current one.
         super().__init__(name, set_as_current=False)
-        self.add_defaults(celery_config(broker_url, result_url, overrides=conf))
+        configure(self, celery_config(broker_url, result_url, overrides=conf))
 
     def add_task(
         self,

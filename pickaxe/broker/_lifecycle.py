@@ -33,6 +33,11 @@ class WorkerInfo:
     concurrency: int
 
 
+def on_worker_boot(app: Any, callback: Callback) -> None:
+    """Call back in the main process before the worker connects to anything. `SystemExit` stops it there."""
+    _of(app).add("worker_boot", callback)
+
+
 def on_worker_start(app: Any, callback: Callback) -> None:
     """Call back in the main process once the worker takes messages."""
     _of(app).add("worker_start", callback)
@@ -100,6 +105,7 @@ class _Lifecycle:
     def _on_init(self, instance: Any = None, **_: Any) -> None:
         if instance is not None and instance.app is self._app:
             self.worker, self._main_pid = instance, os.getpid()
+            self._call("worker_boot")
 
     def _on_ready(self, sender: Any = None, **_: Any) -> None:
         if self.worker is None or getattr(sender, "app", None) is not self._app:

@@ -218,6 +218,7 @@ def give_back(attempt: Attempt, reason: str) -> None:
         reason=reason,
         history=attempt.claim.history,
     )
+    attempt.engine.nudge(0.0)
 
 
 def _settle(
@@ -256,6 +257,7 @@ def _retry(attempt: Attempt, error: BaseException, wait: float) -> None:
     )  # fmt: skip
     failpoint("retry.after")
     engine.running.remove(attempt.token)
+    engine.nudge(wait)
     if given_back:
         engine.transitions.tell(
             claim.run,

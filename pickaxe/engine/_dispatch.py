@@ -106,6 +106,7 @@ def _split(engine: Engine, granted: Sequence[tuple[StepDue, Grant]]) -> list[Ste
         failpoint("defer.before")
         engine.store.defer_steps([_deferral(step, grant) for step, grant in later])
         failpoint("defer.after")
+        engine.nudge(min(grant.wait for _, grant in later))
     return [step for step, grant in granted if grant.wait <= NOW and not grant.remaining]
 
 

@@ -23,6 +23,9 @@ from pickaxe.store import Store
 
 logger = logging.getLogger("pickaxe")
 
+NUDGE = "pickaxe:nudge"
+"""The Redis channel on which the sweeper is told that something falls due soon."""
+
 
 class Running:
     """The calls this process is running now, so that it can be told when one is no longer wanted."""
@@ -76,6 +79,14 @@ class Engine:
         self.worker_name = ""
         self.limiter = RateLimiter(redis_client, lead=5.0)
         self.transitions = Transitions(redis_client, ttl=settings.stream_ttl)
+
+    def nudge(self, wait: float) -> None:
+        """Something falls due in `wait` seconds: if that is before the sweeper would look, let it look sooner."""
+        if wait < self.settings.sweep_every:
+            try:
+                self.redis.publish(NUDGE, "")
+            except redis.RedisError as error:
+                logger.debug("the sweeper was not nudged: %s", error)
 
     def current_queue(self) -> str:
         """The queue that the running task's message came from, "" outside of tasks."""

@@ -129,6 +129,8 @@ def _publish(engine: Engine, row: RunRow, decision: Decision, plan: Plan, commit
         dispatch(engine, group, chord_for=wake_up)
     if decision.state is RunState.READY:
         publish(engine, [wake_up])
+    for due in (r.due for r in decision.requests if r.due is not None):
+        engine.nudge(due - row.now)
     for key in plan.event_waits:
         for woken in engine.store.look_back(row.id, key):
             publish_run(engine, woken)

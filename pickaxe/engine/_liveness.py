@@ -28,10 +28,14 @@ class Liveness:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._lock_holder: Connection | None = None
+        self._strays: set[str] = set()
 
     def start(self) -> None:
-        """Register, and beat from now on."""
-        self._register()
+        """Register, and beat from now on. While Postgres is away, both are tried again by the thread."""
+        try:
+            self._register()
+        except (PickaxeError, DBAPIError) as error:
+            logger.warning("this process is not registered yet: %s", error)
         self._thread = threading.Thread(target=self._run, name="pickaxe-beat", daemon=True)
         self._thread.start()
 
@@ -42,7 +46,7 @@ class Liveness:
             self._thread.join(timeout=5)
         try:
             self._engine.store.end_worker(self._engine.owner, "stopped")
-        except PickaxeError as error:
+        except (PickaxeError, DBAPIError) as error:
             logger.warning("could not sign off, the fleet will notice: %s", error)
         self._let_go()
 
@@ -50,8 +54,9 @@ class Liveness:
         while not self._stop.wait(self._engine.settings.beat_every):
             try:
                 self._beat()
-            except (PickaxeError, DBAPIError) as error:
-                logger.warning("no beat: %s", error)
+            except Exception as error:  # noqa: BLE001 - whatever it was, this process lives and must go on saying so
+                expected = isinstance(error, PickaxeError | DBAPIError)
+                logger.warning("no beat: %s", error, exc_info=not expected)
                 self._let_go()
 
     def _beat(self) -> None:
@@ -63,20 +68,32 @@ class Liveness:
             self._register()
             owned = []
         elif self._lock_holder is None:
-            self._register_lock()
-        for token, attempt in self._engine.running.snapshot().items():
+            self._lock_holder = self._engine.store.lock(self._slot)
+        else:
+            # The beat goes over any connection. This one may have been lost unnoticed, and its lock with it.
+            self._engine.store.holds(self._lock_holder)
+        running = self._engine.running.snapshot()
+        for token, attempt in running.items():
             # A call that was claimed after the beat's snapshot is not in `owned` yet: ask twice.
             if token not in owned and attempt.missed():
                 attempt.unwanted()
+        self._give_back_strays({token for token in owned if token not in running})
+
+    def _give_back_strays(self, strays: set[str]) -> None:
+        """Calls that this process owns and does not run: the answer to a claim, or an outcome, never got through.
+
+        Nobody else may touch them while this process lives. One that is just ending looks like that too: ask twice.
+        """
+        for token in strays & self._strays:
+            if self._engine.store.give_back(token, self._engine.owner):
+                logger.warning("%s: this process owns it and does not run it: it is issued again", token)
+        self._strays = strays
 
     def _register(self) -> None:
         engine = self._engine
         handles = [*engine.agents, *engine.tools]
         self._slot = engine.store.register_worker(engine.owner, name=engine.host, pid=os.getpid(), handles=handles)
-        self._register_lock()
-
-    def _register_lock(self) -> None:
-        self._lock_holder = self._engine.store.lock(self._slot, wait=True)
+        self._lock_holder = engine.store.lock(self._slot)
 
     def _let_go(self) -> None:
         holder, self._lock_holder = self._lock_holder, None

@@ -20,11 +20,12 @@ from sqlalchemy.exc import DBAPIError
 from pickaxe import _values
 from pickaxe._durations import humanise
 from pickaxe._failpoints import failpoint
+from pickaxe._retry import Retry
 from pickaxe._states import StepState
 from pickaxe.engine import _errors
 from pickaxe.engine._cancellation import cancel
 from pickaxe.engine._dispatch import agent_message, dispatch, publish, publish_run
-from pickaxe.engine._engine import Engine, new_owner
+from pickaxe.engine._engine import NUDGE, Engine, new_owner
 from pickaxe.engine._released import publish_released
 from pickaxe.engine._transitions import step_entry
 from pickaxe.errors import PickaxeError
@@ -56,6 +57,12 @@ class Sweeper:
         self._thread = threading.Thread(target=self._run, name="pickaxe-sweeper", daemon=True)
         self._thread.start()
 
+    def forked(self) -> None:
+        """In a forked child: let go of the copied socket, or the parent's lock would outlive the parent."""
+        if self._leading is not None:
+            self._engine.store.disown(self._leading)
+            self._leading = None
+
     def stop(self) -> None:
         """Step down."""
         self._stop.set()
@@ -65,11 +72,17 @@ class Sweeper:
 
     def _run(self) -> None:
         pause = 0.0
-        while not self._stop.wait(pause):
+        nudges = Nudges(self._engine.redis)
+        while not self._stop.is_set():
+            if self._leading is not None:
+                nudges.wait(pause, self._stop)
+            else:
+                self._stop.wait(pause)
             try:
                 pause = self._round() if self._leads() else self._engine.settings.sweep_every
-            except (PickaxeError, DBAPIError) as error:
-                logger.warning("a sweep was cut short: %s", error)
+            except Exception as error:  # noqa: BLE001 - this thread may hold the fleet's only right to sweep
+                expected = isinstance(error, PickaxeError | DBAPIError | redis.RedisError)
+                logger.warning("a sweep was cut short: %s", error, exc_info=not expected)
                 self._step_down()
                 pause = self._engine.settings.sweep_every
 
@@ -83,12 +96,19 @@ class Sweeper:
 
     def _leads(self) -> bool:
         if self._leading is None:
-            self._leading = self._engine.store.lock(LEADER, wait=False)
+            self._leading = self._engine.store.lock(LEADER)
             if self._leading is None:
+                self._depose()
                 return False
             logger.info("this process sweeps from now on")
+        # Notices when the lock is gone; and shows the others that this process is awake.
         self._engine.store.holds(self._leading)
         return True
+
+    def _depose(self) -> None:
+        # A frozen process, or one on a host that has vanished, keeps its lock for as long as its socket lives.
+        for backend in self._engine.store.depose(LEADER, vanished=self._engine.settings.vanished_after):
+            logger.warning("the sweeping process (Postgres backend %d) does not answer: it is deposed", backend)
 
     def _step_down(self) -> None:
         leading, self._leading = self._leading, None
@@ -97,6 +117,30 @@ class Sweeper:
                 leading.close()
             except DBAPIError as error:
                 logger.debug("closing a lost connection: %s", error)
+
+
+class Nudges:
+    """Waits for the next round, or for a nudge. Without Redis it just waits."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client = client
+        self._channel: redis.client.PubSub | None = None
+
+    def wait(self, seconds: float, stop: threading.Event) -> None:
+        """At most `seconds`, less when nudged or stopped."""
+        deadline = time.monotonic() + seconds
+        try:
+            if self._channel is None:
+                self._channel = self._client.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
+                self._channel.subscribe(NUDGE)
+            stop.wait(min(seconds, SHORTEST))  # however many nudges there are
+            while (left := deadline - time.monotonic()) > 0 and not stop.is_set():
+                if self._channel.get_message(timeout=min(left, 0.25)) is not None:
+                    return
+        except (redis.RedisError, OSError) as error:
+            logger.debug("no nudges: %s", error)
+            self._channel = None
+            stop.wait(max(0.0, deadline - time.monotonic()))
 
 
 def sweep(engine: Engine) -> None:
@@ -137,20 +181,16 @@ def _redispatch(engine: Engine) -> None:
 def _look_for_lost_broker(engine: Engine) -> None:
     """A random key marks the broker's incarnation; when it is gone, so is everything else that was there."""
     try:
-        known = engine.redis.get(INCARNATION)
-        if known is not None:
+        if engine.redis.get(INCARNATION) is not None:
             return
-        fresh = new_owner()
-        engine.redis.set(INCARNATION, fresh, nx=True)
+        if engine.store.broker_seen(new_owner()) is not None:
+            engine.limiter.mark_lost()
+            due = engine.store.expedite()
+            logger.warning("Redis came back empty: %d run(s) and %d call(s) are published again", due.runs, due.steps)
+        # Last of all: a sweeper that dies on the way leaves the loss to be found by the next one.
+        engine.redis.set(INCARNATION, new_owner(), nx=True)
     except redis.RedisError as error:
         logger.debug("Redis is away: %s", error)
-        return
-    before = engine.store.broker_seen(fresh)
-    if before is None:
-        return
-    engine.limiter.mark_lost()
-    due = engine.store.expedite()
-    logger.warning("Redis came back empty: %d run(s) and %d call(s) are published again", due.runs, due.steps)
 
 
 def _reclaim(engine: Engine) -> None:
@@ -169,7 +209,8 @@ def _time_out(engine: Engine) -> None:
         _overdue(engine, step)
     for step in engine.store.expired_steps():
         what = "did not start within its schedule timeout" if step.unstarted else "did not end within its total timeout"
-        _fail(engine, step, what, [StepState.BLOCKED, StepState.READY, StepState.RUNNING], {})
+        # As it was seen: a call that was claimed or given back meanwhile has another state or attempt.
+        _fail(engine, step, what, [StepState(step.state)], {"attempt": step.attempt})
     for run in engine.store.overdue_runs():
         cancel(engine, run, reason="the run did not end within its agent's timeout", timed_out=True)
 
@@ -178,18 +219,19 @@ def _overdue(engine: Engine, step: Row[Any]) -> None:
     """An attempt has run past its timeout and did not stop by itself: it counts as failed."""
     spec = engine.tools.get(step.name)
     options = _values.load(step.options)
-    retry = spec.retry if spec is not None else None
-    attempts = int(options.get("attempts", retry.attempts if retry else 1))
+    # A fleet may be mixed: this process need not know the tool, but its number of attempts is in the options.
+    retry = spec.retry if spec is not None else Retry()
+    attempts = int(options.get("attempts", retry.attempts))
     tried = step.attempt - step.deaths
     what = f"did not end within {humanise(options.get('timeout') or step.now - step.started)}"
-    if retry is None or tried >= attempts or not retry.allows(TimeoutError()):
+    if tried >= attempts or not retry.allows(TimeoutError()):
         _fail(engine, step, what, [StepState.RUNNING], {"attempt": step.attempt, "owner": step.owner})
         return
     past = _values.load(step.history) if step.history else []
     past.append({"attempt": step.attempt, "owner": step.owner, "ended": "timed out", "at": step.now})
     engine.store.database.rows(
         "retry_step", run=step.run_id, key=step.key, attempt=step.attempt, owner=step.owner, spared=0,
-        wait=retry.wait(tried), error=_errors.timed_out(what), reason=f"attempt {step.attempt} {what}",
+        overdue=True, wait=retry.wait(tried), error=_errors.timed_out(what), reason=f"attempt {step.attempt} {what}",
         history=_values.dump(past),
     )  # fmt: skip
 

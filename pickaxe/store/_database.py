@@ -6,10 +6,10 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from sqlalchemy import Connection, Engine, Row, TextClause, create_engine, text
@@ -19,6 +19,8 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, Operationa
 from pickaxe.errors import ConfigurationError, PickaxeError, SchemaError, ServiceUnavailableError
 
 logger = logging.getLogger("pickaxe.store")
+
+T = TypeVar("T")
 
 _CONFLICTS = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
 _MISSING = (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName, psycopg.errors.UndefinedFunction)
@@ -92,7 +94,7 @@ class Database:
 
     def rows(self, name: str, /, **parameters: Any) -> Sequence[Row[Any]]:
         """The rows of a named statement."""
-        found: Sequence[Row[Any]] = self._patiently(lambda: self._run(statement(name), parameters))
+        found: Sequence[Row[Any]] = self.patiently(lambda: self._run(statement(name), parameters))
         return found
 
     def row(self, name: str, /, **parameters: Any) -> Row[Any] | None:
@@ -104,21 +106,22 @@ class Database:
         """The only row of a statement that always has one."""
         return self.rows(name, **parameters)[0]
 
-    def transaction(self, work: Any) -> Any:
+    def transaction(self, work: Callable[[Connection], T]) -> T:
         """`work(connection)` in one transaction, tried again as a whole when it conflicts."""
 
-        def attempt() -> Any:
+        def attempt() -> T:
             connection = self.engine.connect().execution_options(isolation_level="READ COMMITTED")
             with connection, connection.begin():
                 return work(connection)
 
-        return self._patiently(attempt)
+        return self.patiently(attempt)
 
     def _run(self, clause: TextClause, parameters: dict[str, Any]) -> Sequence[Row[Any]]:
         with self.engine.connect() as connection:
             return connection.execute(clause, parameters).all()
 
-    def _patiently(self, attempt: Any) -> Any:
+    def patiently(self, attempt: Callable[[], T]) -> T:
+        """What `attempt` returns, tried again while the database is away or the attempt conflicts."""
         deadline = time.monotonic() + self.patience
         pause = 0.02
         while True:
@@ -150,11 +153,13 @@ class Database:
         orig = error.orig
         if error.connection_invalidated or isinstance(error, InterfaceError):
             return True
+        if isinstance(orig, psycopg.errors.ReadOnlySqlTransaction):
+            return True  # in the middle of a failover
         if not isinstance(orig, psycopg.OperationalError):
             return False
         # Class 57P: shutdown and crash; 53: no more connections or disk; none at all: the socket is gone.
         state = orig.sqlstate
-        return state is None or state.startswith(("57P", "53", "08")) or state == "25006"
+        return state is None or state.startswith(("57P", "53", "08"))
 
 
 def render(name: str, parameters: dict[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +16,8 @@ from pickaxe.store._runs import StepDue
 
 LOCK_CLASS = 0x5049434B
 """The first half of every advisory lock of Pickaxe; the second is a worker's slot, or 0 for the sweeper."""
+
+_disowned: list[Connection] = []
 
 BATCH = 500
 """Rows a sweep takes at a time."""
@@ -30,22 +34,35 @@ class FleetStore:
         row = self.database.one("register_worker", id=worker, name=name, pid=pid, handles=_values.dump(sorted(handles)))
         return int(row.slot)
 
-    def lock(self, slot: int, *, wait: bool) -> Connection | None:
+    def lock(self, slot: int) -> Connection | None:
         """A connection that holds a slot's session lock for as long as it lives, or None if another does."""
-        # Out of the pool for good: the lock belongs to this very connection.
         connection = self.database.engine.connect()
-        taken = True
-        if wait:
-            connection.execute(text("SELECT pg_advisory_lock(:c, :s)"), {"c": LOCK_CLASS, "s": slot})
-        else:
-            taken = bool(
-                connection.execute(text("SELECT pg_try_advisory_lock(:c, :s)"), {"c": LOCK_CLASS, "s": slot}).scalar()
-            )
-        if not taken:
+        try:
+            # Never waiting: the other may be this process's own last connection, which Postgres still believes in.
+            query = text("SELECT pg_try_advisory_lock(:c, :s)")
+            if connection.execute(query, {"c": LOCK_CLASS, "s": slot}).scalar():
+                # Out of the pool for good: the lock belongs to this very connection.
+                connection.detach()
+                return connection
+        except BaseException:
+            connection.invalidate()
             connection.close()
-            return None
-        connection.detach()
-        return connection
+            raise
+        connection.close()
+        return None
+
+    def depose(self, slot: int, *, vanished: float) -> list[int]:
+        """End the session that holds a slot's lock if it has said nothing for `vanished` seconds."""
+        rows = self.database.rows("depose", slot=slot, vanished=vanished, lock_class=LOCK_CLASS)
+        return [int(row.pid) for row in rows]
+
+    @staticmethod
+    def disown(connection: Connection) -> None:
+        """In a forked child: close our copy of the parent's socket, and nothing else of the parent's."""
+        driver: Any = connection.connection.driver_connection
+        _disowned.append(connection)  # so that it is never finalised here, which would speak on that socket
+        with contextlib.suppress(OSError):
+            os.close(driver.fileno())
 
     @staticmethod
     def holds(connection: Connection) -> None:

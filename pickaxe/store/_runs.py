@@ -17,7 +17,7 @@ from pickaxe.store._database import Database
 
 @dataclass(frozen=True, slots=True)
 class NewRun:
-    """A run to be enqueued. Times are epoch seconds (`due`) or seconds from now."""
+    """A run to be enqueued. `delay`, `timeout` and `due_in`, when it is to be published again, in seconds."""
 
     id: uuid.UUID
     agent: str
@@ -25,7 +25,7 @@ class NewRun:
     queue: str
     priority: int
     input: str
-    due: float | None = None
+    delay: float = 0.0
     due_in: float = 0.0
     timeout: float | None = None
     idempotency_key: str | None = None
@@ -207,7 +207,9 @@ class RunStore:
 
     def retry_step(self, claim: Claim, owner: str, **values: Any) -> bool:
         """Give a failed attempt back, to be tried again after `wait` seconds."""
-        return self._did("retry_step", run=claim.run, key=claim.key, attempt=claim.attempt, owner=owner, **values)
+        return self._did(
+            "retry_step", run=claim.run, key=claim.key, attempt=claim.attempt, owner=owner, overdue=False, **values
+        )
 
     def progress(self, claim: Claim, owner: str, *, progress: str | None, grace: float) -> bool:
         """A heartbeat of a running step: the time for its attempt starts again."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Text, cast
 from sqlmodel import Session, col, select
@@ -15,6 +15,8 @@ from pickaxe import _values
 from pickaxe._states import RunState, StepState
 from pickaxe.store._database import Database
 from pickaxe.store.models import DeadLetter, Run, Step, Worker
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +101,8 @@ class Views:
 
     def view_run(self, run: uuid.UUID) -> RunView | None:
         """One run, or None."""
-        with self._session() as session:
-            found = session.get(Run, run)
-            return RunView.of(found) if found else None
+        found = self._read(lambda session: session.get(Run, run))
+        return RunView.of(found) if found else None
 
     def view_steps(self, run: uuid.UUID) -> list[StepView]:
         """A run's steps, in the order they were asked for."""
@@ -109,9 +110,8 @@ class Views:
 
     def find_runs(self, prefix: str) -> list[uuid.UUID]:
         """Up to three runs whose id begins like this."""
-        with self._session() as session:
-            query = select(Run.id).where(cast(col(Run.id), Text).startswith(prefix, autoescape=True))
-            return list(session.exec(query.order_by(col(Run.created_at).desc()).limit(3)))
+        query = select(Run.id).where(cast(col(Run.id), Text).startswith(prefix, autoescape=True))
+        return self._all(query.order_by(col(Run.created_at).desc()).limit(3))
 
     def list_runs(
         self,
@@ -132,35 +132,36 @@ class Views:
             query = query.where(col(Run.root) == root)
         if not children:
             query = query.where(col(Run.parent_run).is_(None))
-        with self._session() as session:
-            found = session.exec(query.order_by(col(Run.created_at).desc(), col(Run.id).desc()).limit(limit))
-            return [RunView.of(run) for run in found]
+        query = query.order_by(col(Run.created_at).desc(), col(Run.id).desc()).limit(limit)
+        return [RunView.of(run) for run in self._all(query)]
 
     def children(self, run: uuid.UUID) -> list[RunView]:
         """The child runs of a run, oldest first."""
-        with self._session() as session:
-            found = session.exec(select(Run).where(Run.parent_run == run).order_by(col(Run.created_at)))
-            return [RunView.of(child) for child in found]
+        query = select(Run).where(Run.parent_run == run).order_by(col(Run.created_at))
+        return [RunView.of(child) for child in self._all(query)]
 
     def list_workers(self) -> list[Worker]:
         """Worker processes that have not ended."""
-        with self._session() as session:
-            found = session.exec(select(Worker).where(col(Worker.ended_at).is_(None)).order_by(col(Worker.slot)))
-            return list(found)
+        return self._all(select(Worker).where(col(Worker.ended_at).is_(None)).order_by(col(Worker.slot)))
 
     def list_dead_letters(self, limit: int = 50) -> list[DeadLetter]:
         """Messages that could not be read, newest first."""
-        with self._session() as session:
-            return list(session.exec(select(DeadLetter).order_by(col(DeadLetter.id).desc()).limit(limit)))
+        return self._all(select(DeadLetter).order_by(col(DeadLetter.id).desc()).limit(limit))
 
     def count_open_steps(self, run: uuid.UUID) -> int:
         """How many of a run's steps have not ended."""
         ended = [str(s) for s in StepState if s.terminal]
-        with self._session() as session:
-            return len(session.exec(select(Step.key).where(Step.run_id == run, col(Step.state).not_in(ended))).all())
+        return len(self._all(select(Step.key).where(Step.run_id == run, col(Step.state).not_in(ended))))
 
-    def _session(self) -> Session:
-        return Session(self.database.engine, expire_on_commit=False)
+    def _all(self, query: Any) -> list[Any]:
+        return self._read(lambda session: list(session.exec(query)))
+
+    def _read(self, work: Callable[[Session], T]) -> T:
+        def attempt() -> T:
+            with Session(self.database.engine, expire_on_commit=False) as session:
+                return work(session)
+
+        return self.database.patiently(attempt)
 
 
 def _optional(text: str | None) -> Any:

@@ -2,13 +2,10 @@
 INSERT INTO pickaxe.run (
     id, agent, version, state, queue, priority, due, deadline, input, root, idempotency_key, metadata)
 SELECT n.id, n.agent, n.version, 'ready', n.queue, n.priority,
-    CASE
-        WHEN n.due IS NOT NULL THEN to_timestamp(n.due)
-        ELSE clock_timestamp() + make_interval(secs => n.due_in)
-    END,
+    clock_timestamp() + make_interval(secs => n.due_in),
     clock_timestamp() + make_interval(secs => n.timeout), n.input, n.id, n.idempotency_key, n.metadata
 FROM json_to_recordset(CAST(:runs AS json)) AS n(
-    id uuid, agent text, version text, queue text, priority smallint, due double precision,
-    due_in double precision, timeout double precision, input text, idempotency_key text, metadata text)
+    id uuid, agent text, version text, queue text, priority smallint, due_in double precision,
+    timeout double precision, input text, idempotency_key text, metadata text)
 ON CONFLICT DO NOTHING
 RETURNING id

@@ -1,3 +1,3 @@
 -- Calls that did not start, or did not end, within their schedule or total time.
-SELECT run_id, key, name, state, started_at IS NULL AS unstarted
+SELECT run_id, key, name, state, attempt, started_at IS NULL AS unstarted
 FROM pickaxe.step WHERE expires <= clock_timestamp() ORDER BY expires LIMIT :batch

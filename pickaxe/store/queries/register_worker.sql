@@ -1,1 +1,3 @@
-INSERT INTO pickaxe.worker (id, name, pid, handles) VALUES (:id, :name, :pid, :handles) RETURNING slot
+INSERT INTO pickaxe.worker (id, name, pid, handles) VALUES (:id, :name, :pid, :handles)
+ON CONFLICT (id) DO UPDATE SET beat_at = clock_timestamp()
+RETURNING slot

@@ -1,7 +1,9 @@
--- An attempt failed and another is due: the step waits as a row, not as a message.
+-- An attempt failed and another is due: the step waits as a row, not as a message. With :overdue, only if the
+-- attempt's time is (still) up.
 UPDATE pickaxe.step SET
     state = 'ready', owner = NULL, deaths = deaths + :spared, dispatches = 0, error = :error, reason = :reason,
     due = clock_timestamp() + make_interval(secs => :wait),
     history = :history
 WHERE run_id = :run AND key = :key AND state = 'running' AND attempt = :attempt AND owner = :owner
+    AND (NOT :overdue OR due <= clock_timestamp())
 RETURNING key

@@ -78,7 +78,8 @@ BEGIN
         SELECT w.seq, w.woken INTO seq, woken FROM pickaxe.wake(p_run, p_redispatch) w;
         UPDATE pickaxe.step SET state = fired, seq = settle.seq, finished_at = clock_timestamp()
             WHERE run_id = p_run AND key = s.group_key;
-    ELSIF g.key IS NOT NULL AND o->>'limit' IS NOT NULL THEN
+    ELSIF g.key IS NOT NULL AND o->>'limit' IS NOT NULL AND s.state <> 'blocked' THEN
+        -- What ended while it was still blocked had no place to pass on.
         WITH next AS (
             SELECT key FROM pickaxe.step
             WHERE run_id = p_run AND group_key = g.key AND state = 'blocked'
@@ -109,7 +110,7 @@ BEGIN
     IF r.parent_run IS NULL THEN RETURN; END IF;
     parent := r.parent_run;
     SELECT t.woken, t.released INTO woken, released FROM pickaxe.settle(
-        r.parent_run, r.parent_step, '{waiting,cancelling}', NULL, NULL,
+        r.parent_run, r.parent_step, '{blocked,waiting,cancelling}', NULL, NULL,
         r.state, r.output, r.error, p_redispatch) t;
 END $$;
 
@@ -180,9 +181,12 @@ BEGIN
     IF p_cancels <> '{}' THEN
         WITH dropped AS (
             UPDATE pickaxe.step s SET
-                state = CASE WHEN s.kind = 'child' AND s.options::jsonb->>'policy' <> 'detach'
+                -- A child run that was held back has nothing to detach: nobody else would ever start it.
+                state = CASE WHEN s.kind = 'child'
+                    AND (s.state = 'blocked' OR s.options::jsonb->>'policy' <> 'detach')
                     THEN 'cancelling' ELSE 'cancelled' END,
-                due = CASE WHEN s.kind = 'child' AND s.options::jsonb->>'policy' <> 'detach'
+                due = CASE WHEN s.kind = 'child'
+                    AND (s.state = 'blocked' OR s.options::jsonb->>'policy' <> 'detach')
                     THEN clock_timestamp() END,
                 expires = NULL, owner = NULL, finished_at = clock_timestamp()
             WHERE s.run_id = p_run AND s.key = ANY (p_cancels)
@@ -234,9 +238,10 @@ BEGIN
             finished_at = clock_timestamp()
             WHERE id = p_run;
         UPDATE pickaxe.step SET
-            state = CASE WHEN kind = 'child' AND options::jsonb->>'policy' <> 'detach'
+            state = CASE WHEN kind = 'child' AND (state = 'blocked' OR options::jsonb->>'policy' <> 'detach')
                 THEN 'cancelling' ELSE 'cancelled' END,
-            due = CASE WHEN kind = 'child' AND options::jsonb->>'policy' <> 'detach' THEN clock_timestamp() END,
+            due = CASE WHEN kind = 'child' AND (state = 'blocked' OR options::jsonb->>'policy' <> 'detach')
+                THEN clock_timestamp() END,
             expires = NULL, owner = NULL, finished_at = clock_timestamp()
             WHERE run_id = p_run AND state IN ('blocked', 'ready', 'running', 'waiting');
         SELECT coalesce(array_agg(c.id), '{}') INTO orphans
