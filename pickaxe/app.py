@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import uuid
@@ -73,6 +74,7 @@ class Pickaxe(BrokerApp):
         self.queue_limits = _queue_limits(queues)
         super().__init__(name, _broker_url(self.settings), _result_url(self.settings), conf)
         self._services: _Services | None = None
+        self._sweeper: Sweeper | None = None
         for handle in self.handles.values():
             handle.bind(self)
             self._add(handle)
@@ -144,9 +146,13 @@ class Pickaxe(BrokerApp):
             _attempts.perform(attempt, chord=_in_chord())
 
     async def _tool_task_async(self, spec: ToolSpec, message: dict[str, Any]) -> None:
-        import asyncio
-
-        attempt = await asyncio.to_thread(_attempts.claim, self.engine, spec, *_unpacked(message))
+        claiming = asyncio.ensure_future(asyncio.to_thread(_attempts.claim, self.engine, spec, *_unpacked(message)))
+        try:
+            attempt = await asyncio.shield(claiming)
+        except asyncio.CancelledError:
+            # The thread goes on, and may yet claim a call that nobody is left to run.
+            claiming.add_done_callback(_give_back_unrun)
+            raise
         if attempt is not None:
             await _attempts.perform_async(attempt, chord=_in_chord())
 
@@ -189,6 +195,8 @@ class Pickaxe(BrokerApp):
         if self._services is not None:
             return
         self.client.forked()
+        if self._sweeper is not None:
+            self._sweeper.forked()
         self.__dict__.pop("engine", None)
         self.engine.worker_name = worker.hostname if worker else ""
         self._services = _Services(self.engine)
@@ -205,7 +213,8 @@ class Pickaxe(BrokerApp):
         self._sweeper.start()
 
     def _worker_stopped(self) -> None:
-        self._sweeper.stop()
+        if self._sweeper is not None:
+            self._sweeper.stop()
 
 
 class _Services:
@@ -214,6 +223,11 @@ class _Services:
     def __init__(self, engine: Engine) -> None:
         self.pid = os.getpid()
         self.liveness = Liveness(engine)
+
+
+def _give_back_unrun(claiming: asyncio.Future[_attempts.Attempt | None]) -> None:
+    if not claiming.cancelled() and claiming.exception() is None and (attempt := claiming.result()) is not None:
+        _attempts.give_back(attempt, "its task was cancelled before it began")
 
 
 def _unpacked(message: dict[str, Any]) -> tuple[uuid.UUID, str, int, list[Any]]:

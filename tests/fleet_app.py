@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -259,6 +261,45 @@ def limited(i: int) -> float:
 
 
 @agent
+async def edited() -> list[int]:
+    """Its code depends on the environment, as that of a deployed agent depends on the commit."""
+    version = os.environ.get("PICKAXE_TEST_VERSION", "1")
+    if version == "added":
+        await echo("a call that was not there before")
+    first_result = await double(2 if version == "changed" else 1)
+    await wait_for_signal("go")
+    return [first_result, await double(3)]
+
+
+class Connection:
+    def __init__(self) -> None:
+        self.uses = 0
+
+
+def connect() -> Iterator[Connection]:
+    note("connected", os.getpid())
+    yield Connection()
+    note("disconnected", os.getpid())
+
+
+@tool(timeout=5)
+def given(ctx: Context = inject(), connection: Connection = inject(connect)) -> dict[str, Any]:
+    connection.uses += 1
+    ctx.logger.info("a line with run and step")
+    ctx.progress({"half": "way"})
+    return {
+        "run": ctx.run,
+        "step": ctx.step,
+        "attempt": ctx.attempt,
+        "key": ctx.idempotency_key,
+        "seconds": 0 if ctx.deadline is None else (ctx.deadline - datetime.now(UTC)).total_seconds(),
+        "wanted": ctx.heartbeat(),
+        "uses": connection.uses,
+        "pid": os.getpid(),
+    }
+
+
+@agent
 async def many_limited(count: int) -> int:
     return len(await gather(*(limited(i) for i in range(count))))
 
@@ -267,11 +308,11 @@ app = Pickaxe(
     "tests",
     agents=[
         *[everything, call, child, failing_child, caught_tool_error, waiting, waiting_for_event, tidy],
-        *[parent_of_waiting, chapters, wide, racing, out_of_time, many_limited],
+        *[parent_of_waiting, chapters, wide, racing, out_of_time, many_limited, edited],
     ],
     tools=[
         *[search, double, increment, flaky, hopeless, busy, sleepy, sleepy_async, never_started, wrong_type],
-        *[big, echo, long_sync, long_async, hopeless_number, limited],
+        *[big, echo, long_sync, long_async, hopeless_number, limited, given],
     ],
     queues=[Queue("web", rate_limit="200/s")],
 )

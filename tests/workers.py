@@ -73,11 +73,11 @@ def running_worker(environment: Mapping[str, str], log: Path, **options: Any) ->
         worker.kill()
 
 
-def eventually(check: Callable[[], Any], *, within: float = 30, what: str = "it") -> Any:
+def eventually(check: Callable[[], Any], *, within: float = 30, every: float = 0.02, what: str = "it") -> Any:
     """Wait until `check` returns something true, and return that."""
     deadline = time.monotonic() + within
     while not (found := check()):
         if time.monotonic() > deadline:
             raise AssertionError(f"{what} did not happen within {within:g} s")
-        time.sleep(0.02)
+        time.sleep(every)
     return found

@@ -17,7 +17,7 @@ from pickaxe._states import StepKind
 from pickaxe.authoring._handles import MAX_PAYLOAD
 from pickaxe.core import _calls
 from pickaxe.core._calls import Asked, Call, Join
-from pickaxe.core._reduction import ContinueAs, Reduction, current
+from pickaxe.core._reduction import Reduction, current
 from pickaxe.engine._errors import reraise
 from pickaxe.errors import ConfigurationError, InputError, QuorumError, ValidationError
 
@@ -134,10 +134,10 @@ def continue_as(*args: Any, **kwargs: Any) -> NoReturn:
     """Go on as a new chapter of the same run, with a fresh log and these arguments.
 
     For agents that run for ever: what they carry over, they pass on. The run keeps its id, its handle, and
-    the signals it has not taken yet; calls still open are cancelled.
+    the signals it has not taken yet; calls still open are cancelled. It leaves the agent as an exception,
+    so that `finally` blocks run; an `except` that swallows it does not keep the chapter from ending.
     """
-    reduction = _required("continue_as")
-    raise ContinueAs(reduction.encode_input(args, kwargs))
+    _required("continue_as").continue_as(args, kwargs)
 
 
 def _required(what: str) -> Reduction:
@@ -161,6 +161,7 @@ def _decoder(annotation: Any, what: str) -> Any:
 
 async def _gather_locally(calls: tuple[Coroutine[Any, Any, T], ...], join: Join) -> list[T]:
     """`gather` outside of the fleet: the same results, in this process."""
+    _calls.check_bounds(len(calls), join)
     gate = asyncio.Semaphore(join.limit or max(1, len(calls)))
 
     async def one(call: Coroutine[Any, Any, T]) -> T:

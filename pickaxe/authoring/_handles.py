@@ -192,7 +192,7 @@ class Tool(Handle[P, R]):
             "timeout": own.timeout if own.timeout is not None else spec.timeout,
             "schedule_timeout": spec.schedule_timeout,
             "total_timeout": spec.total_timeout,
-            "attempts": own.attempts,
+            "attempts": own.attempts if own.attempts is not None else spec.retry.attempts,
             "inline": spec.inline or None,
         }
         if spec.limits:
@@ -202,7 +202,7 @@ class Tool(Handle[P, R]):
             reduction,
             Asked(
                 StepKind.TOOL, spec.name, spec.signature.decode_output, reraise, text, digest(text), options,
-                key=own.key, body=spec if spec.inline else None,
+                key=own.key, body=spec if spec.inline else None, spec=spec,
             ),
         )  # fmt: skip
 
@@ -224,8 +224,9 @@ class Agent(Handle[P, R]):
         """This agent with other options for the runs started through it.
 
         `on_cancel` says what becomes of the child run when its parent no longer wants it: `"cancel"` it (the
-        default), `"wait"` for it to clean up after being cancelled, or `"detach"` and let it go on. `key`
-        and `on_cancel` only matter for child runs.
+        default), `"wait"` for it to clean up after being cancelled, or `"detach"` and let it go on. A
+        `gather` that is cancelled does not wait for its child runs, whatever they say here. `key` and
+        `on_cancel` only matter for child runs.
         """
         policy = None if on_cancel is None else ChildPolicy(on_cancel)
         return cast(
@@ -308,6 +309,6 @@ class Agent(Handle[P, R]):
             reduction,
             Asked(
                 StepKind.CHILD, spec.name, spec.signature.decode_output, reraise, text, digest(text), options,
-                own.policy, own.key,
+                own.policy, own.key, spec=spec,
             ),
         )  # fmt: skip

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pickaxe._states import ChildPolicy, StepKind, StepState
+from pickaxe._values import digest, dump
 from pickaxe.core._records import Request, StepRecord
 from pickaxe.errors import ConfigurationError, QuorumError
 
@@ -32,6 +33,7 @@ class Asked:
     policy: ChildPolicy = ChildPolicy.CANCEL
     key: str | None = None
     body: Any = None
+    spec: Any = None
 
 
 class Call(Coroutine[Any, Any, Any]):
@@ -44,14 +46,18 @@ class Call(Coroutine[Any, Any, Any]):
     def __init__(self, reduction: Reduction, asked: Asked) -> None:
         self.asked = asked
         self.step_name = asked.name
-        self.key = reduction.claim_key(asked)
+        self._started = True
         self._reduction = reduction
+        self.key = reduction.claim_key(asked)
+        self._serial = reduction.loop.born()
         self._started = False
         self._steps: Generator[Any, None, Any] | None = None
 
     def request(self, *, group: str | None = None, index: int = 0) -> Request:
         a = self.asked
-        return Request(self.key, a.kind, a.name, a.input, a.digest, a.options, None, group, index, a.policy, a.body)
+        return Request(
+            self.key, a.kind, a.name, a.input, a.digest, a.options, None, group, index, a.policy, a.body, a.spec
+        )
 
     def result(self, record: StepRecord) -> Any:
         """The value of a finished step. Raises what the step raised."""
@@ -61,6 +67,7 @@ class Call(Coroutine[Any, Any, Any]):
 
     def taken(self) -> Call:
         """This call, marked as used by something else than `await`."""
+        self._refuse_again()
         self._started = True
         return self
 
@@ -69,10 +76,13 @@ class Call(Coroutine[Any, Any, Any]):
         return self.result(record)
 
     def __await__(self) -> Generator[Any, None, Any]:
-        if self._started:
-            raise RuntimeError(f"the call {self.key!r} was already awaited; call the handle again for another step")
+        self._refuse_again()
         self._started = True
         return self._run()
+
+    def _refuse_again(self) -> None:
+        if self._started:
+            raise RuntimeError(f"the call {self.key!r} was already awaited; call the handle again for another step")
 
     def send(self, value: Any) -> Any:
         if self._steps is None:
@@ -90,8 +100,12 @@ class Call(Coroutine[Any, Any, Any]):
             self._steps.close()
 
     def __del__(self) -> None:
-        if not getattr(self, "_started", True) and not self._reduction.closed:
+        if not self._started and not self._reduction.closed:
             warnings.warn(f"the call {self.key!r} was never awaited: it did nothing", RuntimeWarning, stacklevel=2)
+
+    def __hash__(self) -> int:
+        # By birth, so that sets of calls, which asyncio.as_completed makes, have the same order in every replay.
+        return self._serial
 
     def __repr__(self) -> str:
         return f"<Call {self.key}>"
@@ -122,8 +136,13 @@ def check_join(calls: Sequence[Any], join: Join) -> None:
                 f"gather takes calls of tools and agents, not {type(call).__name__}: use asyncio.gather for "
                 f"coroutines of your own, or make that function a tool"
             )
-    if join.quorum is not None and not 1 <= join.quorum <= len(calls):
-        raise ConfigurationError(f"gather(quorum={join.quorum}) of {len(calls)} calls can never be reached")
+    check_bounds(len(calls), join)
+
+
+def check_bounds(count: int, join: Join) -> None:
+    """Refuses a join that `count` calls could never satisfy. Raises `ConfigurationError`."""
+    if join.quorum is not None and not 1 <= join.quorum <= count:
+        raise ConfigurationError(f"gather(quorum={join.quorum}) of {count} calls can never be reached")
     if join.limit is not None and join.limit < 1:
         raise ConfigurationError(f"gather(limit={join.limit}) would never start a call: it must be at least 1")
 
@@ -133,10 +152,18 @@ async def gather(reduction: Reduction, calls: Sequence[Call], join: Join) -> lis
     check_join(calls, join)
     if not calls:
         return []
-    asked = Asked(StepKind.GATHER, "gather", _no_value, _no_error, options=join.options(len(calls)))
+    members = [call.taken() for call in calls]
+    asked = Asked(
+        StepKind.GATHER, "gather", _no_value, _no_error,
+        digest=_fingerprint(calls, join), options=join.options(len(calls)),
+    )  # fmt: skip
     group = Call(reduction, asked).taken()
-    record = await reduction.ask_group(group.request(), [call.taken() for call in calls])
+    record = await reduction.ask_group(group.request(), members)
     return _joined(record, calls, reduction.members(calls), join)
+
+
+def _fingerprint(calls: Sequence[Call], join: Join) -> str:
+    return digest(dump([join.quorum, join.return_exceptions, [call.key for call in calls]]))
 
 
 def _joined(group: StepRecord, calls: Sequence[Call], records: Sequence[StepRecord | None], join: Join) -> list[Any]:
@@ -156,9 +183,10 @@ def _joined(group: StepRecord, calls: Sequence[Call], records: Sequence[StepReco
 
 
 def _value_or_error(call: Call, record: StepRecord) -> Any:
-    if record.state is StepState.SUCCEEDED:
+    try:
         return call.result(record)
-    return call.asked.reraise(record)
+    except Exception as error:  # noqa: BLE001 - this is what was asked for
+        return error
 
 
 def _no_value(_: str) -> NoReturn:

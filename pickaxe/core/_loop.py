@@ -10,17 +10,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from asyncio import events
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
+from pickaxe.core._purity import place
 from pickaxe.errors import ImpureAgentError
 
 logger = logging.getLogger("pickaxe.agent")
 
 SPIN_LIMIT = 1_000_000
 """Callbacks run for one arrival before an agent counts as spinning (`while True: await sleep(0)`)."""
+
+LAST_MOMENT = 253_402_300_800.0
+"""The year 10000, in epoch seconds: timers from there on never fire."""
+
+PATIENCE = 100
+"""How many awaits of its `finally` blocks a dropped coroutine may make before it is left alone."""
 
 
 class Timers(Protocol):
@@ -31,9 +39,14 @@ class Timers(Protocol):
 
 
 class Timer(asyncio.TimerHandle):
-    """A callback that waits for its time. `key` is its step in the log."""
+    """A callback that waits for its time. `key` is its step in the log, given by whoever keeps it."""
 
     key: str
+
+    @property
+    def never(self) -> bool:
+        """Whether its time lies beyond what a database can hold, such as that of `sleep(math.inf)`."""
+        return not self.when() < LAST_MOMENT
 
 
 class Future(asyncio.Future[Any]):
@@ -58,8 +71,8 @@ class Task(asyncio.Task[Any]):
 def _impure(method: str) -> Callable[..., NoReturn]:
     def refuse(*_: object, **__: object) -> NoReturn:
         raise ImpureAgentError(
-            f"an agent called the event loop's `{method}`: agents are replayed, so they may not do I/O or use "
-            f"threads. Move this line into a tool and await the tool."
+            f"an agent called the event loop's `{method}` at {place()}: agents are replayed, so they may not "
+            f"do I/O or use threads. Move this line into a tool and await the tool."
         )
 
     return refuse
@@ -75,12 +88,12 @@ _IMPURE = (
     "set_exception_handler get_exception_handler set_task_factory get_task_factory"
 )
 if TYPE_CHECKING:
-    _NoIO = asyncio.AbstractEventLoop
+    _NoIO: Any = object
 else:
     _NoIO = type("_NoIO", (asyncio.AbstractEventLoop,), {name: _impure(name) for name in _IMPURE.split()})
 
 
-class Loop(_NoIO):
+class Loop(_NoIO):  # type: ignore[misc] # made at run time
     """See the module. `now` is the time in epoch seconds, `prefix` begins every key.
 
     `tasks` are those not yet done, oldest first.
@@ -93,19 +106,20 @@ class Loop(_NoIO):
         self.tasks: dict[Task, None] = {}
         self._queue: deque[asyncio.Handle] = deque()
         self._serial = 0
-        self._counts: Counter[str] = Counter()
+        self._calls: Counter[str] = Counter()
+        self._paths: Counter[str] = Counter()
         self._stopped = False
         self._closed = False
 
     def run_until_idle(self) -> None:
-        """Run all that is queued, and all that this queues in turn."""
-        with running(self):
-            for _ in range(SPIN_LIMIT):
-                if not self._queue or self._stopped:
-                    return
-                handle = self._queue.popleft()
-                if not handle.cancelled():
-                    handle._run()
+        """Run all that is queued, and all that this queues in turn. To be called inside `running(loop)`."""
+        queue = self._queue
+        for _ in range(SPIN_LIMIT):
+            if not queue or self._stopped:
+                return
+            handle = queue.popleft()
+            if not handle.cancelled():
+                handle._run()
         raise ImpureAgentError(
             f"the agent ran {SPIN_LIMIT:,} callbacks without waiting for anything: it spins, probably in a "
             f"loop around `asyncio.sleep(0)` or a queue nobody fills. Await a step, a signal or a timer there."
@@ -113,37 +127,37 @@ class Loop(_NoIO):
 
     def next_key(self, name: str) -> str:
         """The key of the next call named `name` in the current task: `"search#2"`, `"worker#1/search#1"`."""
-        task = asyncio.current_task(self)
-        path = getattr(task, "path", "")
-        return self._numbered(f"{path}/{name}" if path else name)
+        return _numbered(self._calls, self.path_of(name))
 
-    def _numbered(self, stem: str) -> str:
-        self._counts[stem] += 1
-        return f"{stem}#{self._counts[stem]}"
+    def path_of(self, name: str) -> str:
+        """`name` as seen from the current task: `"worker#1/search"`."""
+        path = getattr(asyncio.current_task(self), "path", "")
+        return f"{path}/{name}" if path else name
 
-    def _born(self) -> int:
+    def born(self) -> int:
+        """The next number of birth."""
         self._serial += 1
         return self._serial
 
     # What asyncio asks of a loop.
 
-    def call_soon(self, callback: Callable[..., Any], *args: Any, context: Any = None) -> asyncio.Handle:  # type: ignore[override]
+    def call_soon(self, callback: Callable[..., Any], *args: Any, context: Any = None) -> asyncio.Handle:
         handle = asyncio.Handle(callback, args, self, context)
-        self._queue.append(handle)
+        if not self._closed:
+            self._queue.append(handle)
         return handle
 
-    def call_later(  # type: ignore[override]
-        self, delay: float, callback: Callable[..., Any], *args: Any, context: Any = None
-    ) -> asyncio.Handle:
+    def fire(self, timer: Timer) -> None:
+        """The time of this timer has come."""
+        self._queue.append(timer)
+
+    def call_later(self, delay: float, callback: Callable[..., Any], *args: Any, context: Any = None) -> asyncio.Handle:
         return self.call_at(self.now + delay, callback, *args, context=context)
 
-    def call_at(  # type: ignore[override]
-        self, when: float, callback: Callable[..., Any], *args: Any, context: Any = None
-    ) -> asyncio.Handle:
+    def call_at(self, when: float, callback: Callable[..., Any], *args: Any, context: Any = None) -> asyncio.Handle:
         if when <= self.now:
             return self.call_soon(callback, *args, context=context)
         timer = Timer(when, callback, args, self, context)
-        timer.key = self.prefix + self.next_key("timer")
         self.timers.start(timer)
         return timer
 
@@ -157,14 +171,15 @@ class Loop(_NoIO):
 
     def create_future(self) -> Future:
         future = Future(loop=self)
-        future.serial = self._born()
+        future.serial = self.born()
         return future
 
-    def create_task(  # type: ignore[override]
-        self, coro: Coroutine[Any, Any, Any], *, name: str | None = None, context: Any = None
-    ) -> Task:
-        path = self.next_key(name or _name_of(coro))
-        task = _new_task(coro, self, path, self._born(), context)
+    def create_task(self, coro: Coroutine[Any, Any, Any], *, name: str | None = None, context: Any = None) -> Task:
+        if not hasattr(coro, "step_name"):
+            _refuse_disorder(coro)
+        # By the code's name, never the task's: some Pythons tell the loop a task's name, some do not.
+        path = _numbered(self._paths, self.path_of(_name_of(coro)))
+        task = _new_task(coro, self, path, name, self.born(), context)
         self.tasks[task] = None
         task.add_done_callback(self._forget)
         return task
@@ -195,50 +210,86 @@ class Loop(_NoIO):
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         self.default_exception_handler(context)
 
+    def drop(self, generator: Any) -> None:
+        """Python's hook for an asynchronous generator nobody iterates any more: its clean-up is a task."""
+        if not self._closed and self.is_running():
+            self.create_task(generator.aclose())
+
     def close(self) -> None:
-        """Drop every suspended task. Their `finally` blocks run, but can no longer ask for anything."""
+        """Drop every suspended task. Their `finally` blocks run, but nothing they await ever comes."""
         self._closed = True
         self._queue.clear()
         with running(self):
-            for task in list(self.tasks):
+            while self.tasks:
+                task, _ = self.tasks.popitem()
                 _discard(task.get_coro())
-        self.tasks.clear()
 
 
 class running:  # noqa: N801 - reads as a phrase: with running(loop)
     """Makes a loop the running one of this thread, and puts back what was there."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop | None) -> None:
+    def __init__(self, loop: Loop) -> None:
         self._loop = loop
 
     def __enter__(self) -> None:
         self._before = events._get_running_loop()
+        self._hooks = sys.get_asyncgen_hooks()
         events._set_running_loop(self._loop)
+        sys.set_asyncgen_hooks(firstiter=None, finalizer=self._loop.drop)
 
     def __exit__(self, *_: object) -> None:
         events._set_running_loop(self._before)
+        sys.set_asyncgen_hooks(*self._hooks)
 
 
-class Discarded(BaseException):
-    """Raised at an agent's next call after its reduction was dropped."""
+_undying: list[Any] = []
 
 
 def _discard(coro: Any) -> None:
-    try:
-        coro.close()
-    except (Discarded, RuntimeError, StopIteration):
-        # An agent that awaits in `finally` cannot be closed in an orderly way, and does not need to be:
-        # whatever it asks for now is refused, and its next replay starts from the log.
-        logger.debug("a dropped agent did not close in an orderly way", exc_info=True)
+    # Closed to the end and now: what is left suspended would be closed by the garbage collector, at any time
+    # and outside of its loop, where its `finally` blocks would call tools as plain functions.
+    for _ in range(PATIENCE):
+        try:
+            coro.close()
+        except RuntimeError as error:
+            # An await in a `finally` block ("coroutine ignored GeneratorExit"): on to the next one.
+            logger.debug("a dropped agent did not close at once: %s", error)
+        except BaseException as error:  # noqa: BLE001 - it has ended; how is of no interest any more
+            logger.debug("a dropped agent raised as it was closed: %r", error)
+            return
+        else:
+            return
+    _undying.append(coro)
+    logger.warning("%r cannot be closed: it goes on after every GeneratorExit. It is kept in memory instead.", coro)
 
 
-def _new_task(coro: Any, loop: Loop, path: str, serial: int, context: Any) -> Task:
+def _new_task(coro: Any, loop: Loop, path: str, name: str | None, serial: int, context: Any) -> Task:
     # The serial must be there before __init__ runs, which already puts the task into asyncio's sets.
     task = Task.__new__(Task)
     task.serial, task.path = serial, path
-    Task.__init__(task, coro, loop=loop, name=path, context=context)
+    Task.__init__(task, coro, loop=loop, name=name or path, context=context)
     task._log_destroy_pending = False  # type: ignore[attr-defined]
     return task
+
+
+def _numbered(counts: Counter[str], stem: str) -> str:
+    counts[stem] += 1
+    return f"{stem}#{counts[stem]}"
+
+
+def _refuse_disorder(coro: Any) -> None:
+    # as_completed puts coroutines into a set, which orders them by their addresses: another way each time.
+    frame = sys._getframe(2)
+    for _ in range(6):
+        if frame.f_code is asyncio.as_completed.__code__:
+            coro.close()
+            raise ImpureAgentError(
+                f"asyncio.as_completed at {place()} starts coroutines in no fixed order, so a replay could not follow. "
+                f"Give it tasks: `as_completed([asyncio.create_task(c) for c in ...])`, or calls of tools."
+            )
+        if frame.f_back is None:
+            return
+        frame = frame.f_back
 
 
 def _name_of(coro: object) -> str:

@@ -44,7 +44,7 @@ class SignalRecord:
 
 @dataclass(frozen=True, slots=True)
 class CancelRecord:
-    """The run was told to stop: by a person or its parent (`FAILED` is None), or by its own timeout."""
+    """The run was told to stop: by a person or its parent, or (`timed_out`) by its own timeout."""
 
     seq: int
     at: float
@@ -61,7 +61,8 @@ class Request:
 
     `input` is JSON text; `options` what the engine needs to run it, also JSON; `due` an absolute time in
     epoch seconds (timers); `group` and `index` its place in a gather. `body` is only set for inline steps:
-    what to run in the reducer's process.
+    what to run in the reducer's process. `spec` is what the handle knows of itself, for simulations, which
+    have no app to ask.
     """
 
     key: str
@@ -75,6 +76,7 @@ class Request:
     index: int = 0
     policy: ChildPolicy = ChildPolicy.CANCEL
     body: Any = None
+    spec: Any = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

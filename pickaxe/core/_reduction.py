@@ -13,59 +13,31 @@ import random
 import uuid
 from collections import defaultdict, deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, NoReturn
 
-from pickaxe._states import ChildPolicy, RunState, StepKind, StepState
+from pickaxe._states import RunState, StepKind, StepState
 from pickaxe.core import _purity
 from pickaxe.core._calls import Asked, Call
-from pickaxe.core._loop import Discarded, Future, Loop, Task, Timer, running
+from pickaxe.core._futures import ContinueAs, StepFuture, only_continues, step_future
+from pickaxe.core._loop import SPIN_LIMIT, Loop, Task, Timer, running
 from pickaxe.core._records import Arrival, CancelRecord, Decision, Request, SignalRecord, StepRecord
-from pickaxe.errors import ConfigurationError, MismatchError, PickaxeError
+from pickaxe.errors import ConfigurationError, ImpureAgentError, MismatchError, PickaxeError
 
-
-class ContinueAs(BaseException):
-    """Ends this chapter of the run; `call_input` is the input of the next (JSON text)."""
-
-    def __init__(self, call_input: str) -> None:
-        super().__init__("continue_as")
-        self.call_input = call_input
+FAREWELLS = min(1000, SPIN_LIMIT)
+"""How often what an ended agent left running may start something new as it is cancelled."""
 
 
 def _no_input(_args: tuple[Any, ...], _kwargs: dict[str, Any]) -> str:
     raise ConfigurationError("this reduction has no next chapter")
 
 
-class StepFuture(Future):
-    """What an agent waits on for one step. Cancelling it takes the step back."""
-
-    request: Request
-    reduction: Reduction
-    stopping = False
-
-    def cancel(self, msg: Any = None) -> bool:
-        if self.done():
-            return False
-        if self.request.policy is ChildPolicy.WAIT and self.reduction.abandon(self.request.key):
-            self.stopping = True  # the child run is told; its own end will end this wait
-            return True
-        self.reduction.abandon(self.request.key)
-        return super().cancel(msg)
-
-    def arrive(self, record: StepRecord) -> None:
-        if self.done():
-            return
-        if self.stopping and record.state is StepState.CANCELLED:
-            super().cancel()
-        else:
-            self.set_result(record)
-
-
 class Reduction:
     """One run's coroutine between arrivals. Not thread-safe; keep it, or drop it with `close` and start over.
 
     `main` makes the agent's coroutine, `encode_input` the input of the chapter after this `chapter`;
-    `seed` fixes `random` and `uuid4`; `started_at` (epoch seconds) is
-    the time the agent sees until the first arrival.
+    `seed` fixes `random` and `uuid4`; `started_at` (epoch seconds) is the time the agent sees until the
+    first arrival.
     """
 
     def __init__(
@@ -78,7 +50,7 @@ class Reduction:
         encode_input: Callable[[tuple[Any, ...], dict[str, Any]], str] = _no_input,
     ) -> None:
         self.encode_input = encode_input
-        self.loop = Loop(started_at, self, f"{chapter}:" if chapter else "")  # type: ignore[abstract]  # the rest is refused, see _loop
+        self.loop = Loop(started_at, self, f"{chapter}:" if chapter else "")
         self.random = random.Random(seed)
         self.head = 0
         self.closed = False
@@ -88,15 +60,20 @@ class Reduction:
         self._keys: set[str] = set()
         self._waiting: dict[str, StepFuture] = {}
         self._timers: dict[str, Timer] = {}
+        self._dead: set[str] = set()
         self._buffered: defaultdict[str, deque[SignalRecord]] = defaultdict(deque)
         self._signal_waits: defaultdict[str, deque[StepFuture]] = defaultdict(deque)
+        self._unread: list[Arrival] = []
         self._requests: dict[str, Request] = {}
         self._inline: dict[str, Request] = {}
         self._cancels: dict[str, None] = {}
         self._settled: list[tuple[str, int]] = []
         self._groups: dict[str, list[str]] = {}
+        self._dismissed: set[Task] = set()
         self._cancelled: CancelRecord | None = None
         self._mismatch: MismatchError | None = None
+        self._spinning: ImpureAgentError | None = None
+        self._next: ContinueAs | None = None
         self._published: tuple[Any] | None = None
 
     # The outside: feed, decide, drop.
@@ -108,61 +85,77 @@ class Reduction:
         with `arrivals` (signals and a cancellation).
         """
         news = list(news)
-        self._log.update((record.key, record) for record in news)
-        with _purity.guarded():
-            if self._main is None:
-                self._main = self.loop.create_task(self._main_body(), name="main")
-                self._main.path = ""
-                self._run()
-            for arrival in self._in_order(news, arrivals):
-                self._advance(arrival)
-                if self._mismatch or self._finished():
-                    break
+        for record in news:
+            self._log[record.key] = record
+        with _purity.guarded(), running(self.loop):
+            try:
+                self._feed(deque(self._in_order(news, arrivals)))
+            except ImpureAgentError as error:
+                self._spinning = error
+                self.loop.stop()
         return self._decide()
 
     def close(self) -> None:
-        """Drop the coroutine. What its `finally` blocks ask for is refused."""
+        """Drop the coroutine. Its `finally` blocks run, but nothing they ask for is done."""
         self.closed = True
         with _purity.guarded():
             self.loop.close()
 
+    def _feed(self, arrivals: deque[Arrival]) -> None:
+        if self._main is None:
+            self._main = self.loop.create_task(self._main_body(), name="main")
+            self._main.path = ""
+            self._run()
+        while arrivals and not (self._mismatch or self._finished()):
+            self._advance(arrivals.popleft())
+        self._unread = list(arrivals)
+
     def _in_order(self, news: Sequence[StepRecord], arrivals: Iterable[Arrival]) -> list[Arrival]:
-        arrived: list[Arrival] = [record for record in news if record.seq is not None]
+        # A wait for a signal ends by the signal itself; its record only tells people that it did.
+        arrived: list[Arrival] = [r for r in news if r.seq is not None and r.kind is not StepKind.SIGNAL]
         arrived += arrivals
         return sorted((a for a in arrived if (a.seq or 0) > self.head), key=lambda a: a.seq or 0)
 
     def _advance(self, arrival: Arrival) -> None:
         self.head = arrival.seq or self.head
         # The database's clock can step back; an agent's time does not.
-        self.loop.now = max(self.loop.now, arrival.at)
-        match arrival:
-            case SignalRecord():
-                self._signal(arrival)
-            case CancelRecord():
-                self._cancel(arrival)
-            case StepRecord():
-                self._outcome(arrival)
+        if arrival.at > self.loop.now:
+            self.loop.now = arrival.at
+        if isinstance(arrival, StepRecord):
+            self._outcome(arrival)
+        elif isinstance(arrival, SignalRecord):
+            self._signal(arrival)
+        else:
+            self._cancel(arrival)
         self._run()
 
     def _run(self) -> None:
         self.loop.run_until_idle()
-        if self._main is not None and self._main.done() and self.loop.tasks and not self._mismatch:
-            # As asyncio.run does: what the agent left running is cancelled, and may clean up.
-            with running(self.loop):
-                for task in list(self.loop.tasks):
-                    task.cancel()
+        assert self._main is not None
+        if not self._main.done():
+            return
+        # As asyncio.run does: what the agent left running is cancelled, once, and may clean up. What that
+        # starts in turn is let be until those who started it have ended.
+        for _ in range(FAREWELLS):
+            if self._mismatch or not self.loop.tasks or not self._dismissed.isdisjoint(self.loop.tasks):
+                return
+            self._dismissed = set(self.loop.tasks)
+            for task in list(self.loop.tasks):
+                task.cancel()
             self.loop.run_until_idle()
+        raise ImpureAgentError("the agent has ended, but what it left running starts something new for ever")
 
     def _outcome(self, record: StepRecord) -> None:
         if timer := self._timers.pop(record.key, None):
-            self.loop.call_soon(timer._callback, *timer._args, context=timer._context)  # type: ignore[attr-defined]
+            if timer.when() - self.loop.now < 0.001:  # less than the database's clock can tell
+                self.loop.now = max(self.loop.now, timer.when())
+            self.loop.fire(timer)
         elif future := self._waiting.pop(record.key, None):
             self._inline.pop(record.key, None)
             for key in self._groups.pop(record.key, ()):
                 if self._log[key].order is None:
                     self.abandon(key)
-            with running(self.loop):
-                future.arrive(record)
+            future.arrive(record)
 
     def _signal(self, signal: SignalRecord) -> None:
         waits = self._signal_waits[signal.name]
@@ -176,26 +169,25 @@ class Reduction:
     def _take(self, future: StepFuture, signal: SignalRecord) -> None:
         request = future.request
         self._waiting.pop(request.key, None)
-        self._settled.append((request.key, signal.seq))
-        record = StepRecord(
+        known = self._log.get(request.key)
+        if known is None or not known.state.terminal:
+            self._settled.append((request.key, signal.seq))
+        future.set_result(StepRecord(
             request.key, request.kind, request.name, request.digest, StepState.SUCCEEDED,
             signal.seq, signal.at, signal.payload,
-        )  # fmt: skip
-        with running(self.loop):
-            future.set_result(record)
+        ))  # fmt: skip
 
     def _cancel(self, record: CancelRecord) -> None:
         if self._main is not None and not self._main.done():
             self._cancelled = record
-            with running(self.loop):
-                self._main.cancel()
+            self._main.cancel()
 
     # The inside: what the agent's calls come to.
 
     def claim_key(self, asked: Asked) -> str:
         """The key of a call made now. An explicit key must be new in this run."""
         if self.closed:
-            raise Discarded
+            return asked.name
         key = self.loop.prefix + (asked.key or self.loop.next_key(asked.name))
         if key in self._keys:
             raise ConfigurationError(f"the step key {key!r} is used twice in this run: give each call its own")
@@ -204,9 +196,9 @@ class Reduction:
 
     def ask(self, request: Request) -> StepFuture:
         """A future for one step: from the log if it is there, else requested."""
-        future = StepFuture(loop=self.loop)
-        future.serial = self.loop._born()
-        future.request, future.reduction = request, self
+        future = step_future(self.loop, self, request)
+        if self.closed:
+            return future
         self._waiting[request.key] = future
         self._want(request)
         record = self._log.get(request.key)
@@ -215,7 +207,7 @@ class Reduction:
                 self._take(future, buffered.popleft())
             else:
                 self._signal_waits[request.name].append(future)
-        elif record is not None and record.seq is not None and record.seq <= self.head:
+        elif record is not None and self._has_arrived(record):
             # It arrived before the agent asked: the code has changed around it, but not the call itself.
             del self._waiting[request.key]
             future.set_result(record)
@@ -223,27 +215,31 @@ class Reduction:
 
     def ask_group(self, group: Request, calls: Sequence[Call]) -> StepFuture:
         """A future for a gather: its calls are requested with it and arrive with it."""
-        self._groups[group.key] = [call.key for call in calls]
-        for index, call in enumerate(calls):
-            self._want(call.request(group=group.key, index=index))
+        if not self.closed:
+            self._groups[group.key] = [call.key for call in calls]
+            for index, call in enumerate(calls):
+                self._want(call.request(group=group.key, index=index))
         return self.ask(group)
 
     def members(self, calls: Sequence[Call]) -> list[StepRecord | None]:
         """The log's records of a gather's calls."""
         return [self._log.get(call.key) for call in calls]
 
-    def abandon(self, key: str) -> bool:
-        """The agent no longer wants this step. True if the log knows it, so that somebody must be told."""
+    def abandon(self, key: str) -> None:
+        """The agent no longer wants this step."""
         for member in self._groups.pop(key, ()):
             self.abandon(member)
         self._waiting.pop(key, None)
         self._inline.pop(key, None)
-        if self._requests.pop(key, None) is not None:
-            return False
+        self._dead.discard(key)
+        if self._requests.pop(key, None) is None:
+            self.stop_child(key)
+
+    def stop_child(self, key: str) -> None:
+        """Somebody must be told that this step is no longer wanted, if it is not over."""
         record = self._log.get(key)
-        if record is None or not record.state.terminal:
+        if record is None or _is_open(record):
             self._cancels[key] = None
-        return True
 
     def publish(self, value: Any) -> None:
         """Make `value` the run's published state."""
@@ -253,71 +249,108 @@ class Reduction:
         """A random UUID, the same in every replay."""
         return uuid.UUID(int=self.random.getrandbits(128), version=4)
 
+    def continue_as(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NoReturn:
+        """End this chapter. Whoever catches this cannot take it back, only fail instead."""
+        self._next = ContinueAs(self.encode_input(args, kwargs))
+        raise self._next
+
     def _want(self, request: Request) -> None:
         record = self._log.get(request.key)
         if record is None:
             self._requests[request.key] = request
-        elif (record.kind, record.name, record.digest) != (request.kind, request.name, request.digest):
-            self._mismatched(record, request)
+        elif (record.kind, record.name, record.digest, record.group) != (
+            request.kind, request.name, request.digest, request.group,
+        ):  # fmt: skip
+            self._mismatched(record, _asked_for(request))
         if request.body is not None and (record is None or not record.state.terminal):
             self._inline[request.key] = request
 
-    def _mismatched(self, record: StepRecord, request: Request) -> None:
-        self._mismatch = MismatchError(
-            request.key,
-            f"{record.kind} {record.name!r} with arguments of digest {record.digest or '-'}",
-            f"{request.kind} {request.name!r} with {request.input[:200]} (digest {request.digest or '-'})",
-        )
+    def _has_arrived(self, record: StepRecord) -> bool:
+        if record.seq is None and record.state.terminal:
+            self._dead.add(record.key)
+        return record.seq is not None and record.seq <= self.head
+
+    def _mismatched(self, record: StepRecord, asked: str) -> None:
+        if self._mismatch is None:
+            self._mismatch = MismatchError(record.key, _recorded(record), asked)
         self.loop.stop()
 
     # The loop's timers.
 
     def start(self, timer: Timer) -> None:
+        """Ask for a timer."""
+        if self.closed or timer.never:
+            return
+        timer.key = self.loop.prefix + self.loop.next_key("timer")
         request = Request(timer.key, StepKind.TIMER, "timer", due=timer.when())
         record = self._log.get(timer.key)
-        self._timers[timer.key] = timer
         if record is None:
             self._requests[timer.key] = request
         elif record.kind is not StepKind.TIMER:
-            self._mismatched(record, request)
-        elif record.seq is not None and record.seq <= self.head:
-            self._outcome(record)
+            self._mismatched(record, _asked_for(request))
+        elif self._has_arrived(record):
+            self.loop.fire(timer)
+            return
+        self._timers[timer.key] = timer
 
     def stop(self, timer: Timer) -> None:
-        if self._timers.pop(timer.key, None) is not None:
+        """A timer is no longer wanted."""
+        if self._timers.pop(getattr(timer, "key", ""), None) is not None:
             self.abandon(timer.key)
 
     # The end of a reduction.
 
     def _finished(self) -> bool:
-        return self._main is not None and self._main.done() and not self.loop.tasks
+        return self._spinning is not None or (self._main is not None and self._main.done() and not self.loop.tasks)
 
     def _decide(self) -> Decision:
-        requests, self._requests = tuple(self._requests.values()), {}
-        cancels, self._cancels = tuple(self._cancels), {}
+        requests, self._requests = self._requests, {}
+        cancels, self._cancels = self._cancels, {}
         settled, self._settled = tuple(self._settled), []
         published, self._published = self._published, None
+        self._look_for_dead_waits()
         if self._mismatch is not None:
             return Decision(RunState.PAUSED, self.head, mismatch=self._mismatch, error=self._mismatch)
-        for request in requests:
-            self._log[request.key] = _born(request)
         state, output, error = self._ending()
+        if state is not RunState.WAITING:
+            requests = {key: requests[key] for key, _ in settled if key in requests}
+            # Also what the code no longer asks for at all.
+            taken = dict(settled)
+            cancels |= {key: None for key, record in self._log.items() if key not in taken and _is_open(record)}
+        for request in requests.values():
+            self._log[request.key] = _born(request)
+        for key in cancels:
+            self._log[key] = replace(self._log[key], state=StepState.CANCELLING)
+        for key, seq in settled:
+            self._log[key] = replace(self._log[key], state=StepState.SUCCEEDED, seq=seq)
         return Decision(
-            state, self.head, requests, cancels, settled,
+            state, self.head, tuple(requests.values()), tuple(cancels), settled,
             tuple(self._inline.values()) if state is RunState.WAITING else (),
             output, error,
             published[0] if published else None, published is not None,
-            tuple(sorted(s.seq for q in self._buffered.values() for s in q)) if state is RunState.READY else (),
+            tuple(sorted(self._untaken())) if state is RunState.READY else (),
         )  # fmt: skip
+
+    def _look_for_dead_waits(self) -> None:
+        for key in self._dead:
+            if key in self._waiting or key in self._timers:
+                self._mismatched(self._log[key], "its outcome")
+                return
+
+    def _untaken(self) -> Iterable[int]:
+        yield from (signal.seq for buffer in self._buffered.values() for signal in buffer)
+        yield from (arrival.seq for arrival in self._unread if isinstance(arrival, SignalRecord))
 
     def _ending(self) -> tuple[RunState, Any, BaseException | None]:
         if not self._finished() or self._main is None:
             return RunState.WAITING, None, None
+        if self._spinning is not None:
+            return RunState.FAILED, None, self._spinning
         if self._main.cancelled():
             return self._ended_cancelled()
         error = self._main.exception()
-        if isinstance(error, ContinueAs):
-            return RunState.READY, error.call_input, None
+        if self._next is not None and only_continues(error):
+            return RunState.READY, self._next.call_input, None
         if error is not None:
             return RunState.FAILED, None, error
         return RunState.SUCCEEDED, self._main.result(), None
@@ -332,6 +365,23 @@ class Reduction:
 
 class RunTimeoutError(PickaxeError, TimeoutError):
     """A run did not end within its agent's `timeout`."""
+
+
+def _is_open(record: StepRecord) -> bool:
+    return not record.state.terminal and record.state is not StepState.CANCELLING
+
+
+def _recorded(record: StepRecord) -> str:
+    if record.seq is None and record.state is StepState.CANCELLED:
+        return f"{record.kind} {record.name!r} as no longer wanted, and cancelled"
+    within = f" in {record.group!r}" if record.group else ""
+    return f"{record.kind} {record.name!r}{within} with arguments of digest {record.digest or '-'}"
+
+
+def _asked_for(request: Request) -> str:
+    within = f" in {request.group!r}" if request.group else ""
+    what = f"{request.options['count']} calls" if request.kind is StepKind.GATHER else request.input[:200]
+    return f"{request.kind} {request.name!r}{within} with {what} (digest {request.digest or '-'})"
 
 
 def _born(request: Request) -> StepRecord:

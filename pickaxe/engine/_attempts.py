@@ -9,10 +9,10 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import redis
 
@@ -27,7 +27,15 @@ from pickaxe.engine._dispatch import claims_of, dispatch, publish_run
 from pickaxe.engine._engine import Engine
 from pickaxe.engine._released import publish_released
 from pickaxe.engine._transitions import step_entry
-from pickaxe.errors import InputError, NonRetryableError, OutputError, PayloadError, RetryLater
+from pickaxe.errors import (
+    InputError,
+    NonRetryableError,
+    OutputError,
+    PayloadError,
+    PickaxeError,
+    RetryLater,
+    ServiceUnavailableError,
+)
 from pickaxe.store import Claim, Settled, StepDue
 
 logger = logging.getLogger("pickaxe.tool")
@@ -37,6 +45,11 @@ GRACE = 2.0
 
 SHORT_WAIT = 0.05
 """A wait for a limit this short, in seconds, is slept in the slot: giving the call back would take longer."""
+
+PERSISTENCE = 600.0
+"""Seconds for which an outcome is offered to a Postgres that is away, before the call is given up to run again."""
+
+T = TypeVar("T")
 
 _FINAL = (NonRetryableError, InputError, OutputError, PayloadError)
 
@@ -61,7 +74,7 @@ class Attempt:
     @property
     def token(self) -> str:
         """How `Store.beat` names this attempt."""
-        return f"{self.claim.run} {self.claim.attempt} {self.claim.key}"
+        return token(self.claim.run, self.claim.key, self.claim.attempt)
 
     @property
     def timeout(self) -> float | None:
@@ -89,6 +102,11 @@ class Attempt:
             self.loop.call_soon_threadsafe(self.task.cancel)
 
 
+def token(run: uuid.UUID, key: str, attempt: int) -> str:
+    """How `Store.beat` names an attempt."""
+    return f"{run} {attempt} {key}"
+
+
 def claim(
     engine: Engine,
     spec: ToolSpec,
@@ -101,10 +119,11 @@ def claim(
     if not _admitted(engine, spec, run, key, attempt, limits):
         return None
     owner = engine.owner
-    failpoint("claim.before")
-    claimed = engine.store.claim(run, key, attempt, owner, grace=GRACE)
-    failpoint("claim.after")
-    return None if claimed is None else own(engine, spec, claimed, owner)
+    with engine.running.expected([token(run, key, attempt)]):
+        failpoint("claim.before")
+        claimed = engine.store.claim(run, key, attempt, owner, grace=GRACE)
+        failpoint("claim.after")
+        return None if claimed is None else own(engine, spec, claimed, owner)
 
 
 def own(engine: Engine, spec: ToolSpec, claimed: Claim, owner: str) -> Attempt:
@@ -137,7 +156,7 @@ async def run_async(attempt: Attempt) -> Any:
     """Run an async body in this loop."""
     arguments = attempt.arguments()
     attempt.loop = asyncio.get_running_loop()
-    attempt.task = asyncio.ensure_future(attempt.spec.function(**arguments))
+    attempt.task = asyncio.ensure_future(_contained(attempt.spec.function(**arguments)))
     try:
         async with asyncio.timeout(attempt.timeout):
             return await attempt.task
@@ -151,11 +170,19 @@ async def run_async(attempt: Attempt) -> Any:
         raise
 
 
+async def _contained(body: Coroutine[Any, Any, Any]) -> Any:
+    try:
+        return await body
+    except (SystemExit, KeyboardInterrupt) as error:
+        # Out of a task, these end the loop, and with it every other call that it runs.
+        raise RuntimeError(f"the tool raised {error!r}") from error
+
+
 def finish(attempt: Attempt, value: Any, *, chord: bool = False) -> Settled | None:
     """Record a result."""
     try:
         output = attempt.spec.signature.encode_output(value, cap=attempt.engine.settings.max_payload)
-    except (OutputError, PayloadError) as error:
+    except Exception as error:  # noqa: BLE001 - a model's own validators and serializers raise what they like
         return fail(attempt, error, chord=chord)
     return _settle(attempt, StepState.SUCCEEDED, output=output, chord=chord)
 
@@ -170,7 +197,7 @@ def fail(attempt: Attempt, error: BaseException, *, chord: bool = False) -> Sett
     if wait is not None:
         _retry(attempt, error, wait)
         return None
-    if isinstance(error, TimeoutError) and attempt.timeout is not None and not str(error):
+    if isinstance(error, TimeoutError) and attempt.timeout is not None and not error.args:
         text = _errors.timed_out(f"did not end within {humanise(attempt.timeout)}")
     else:
         text = _errors.encode(error)
@@ -200,7 +227,7 @@ async def perform_async(attempt: Attempt, *, chord: bool = False) -> None:
 
 
 def _failed_or_leaving(attempt: Attempt, error: BaseException, *, chord: bool) -> Settled | None:
-    if isinstance(error, SystemExit | KeyboardInterrupt | GeneratorExit):
+    if isinstance(error, SystemExit | KeyboardInterrupt | GeneratorExit) and not _errors.is_own_exit(error):
         give_back(attempt, "its worker is going down")
         raise error
     return fail(attempt, error, chord=chord)
@@ -209,16 +236,31 @@ def _failed_or_leaving(attempt: Attempt, error: BaseException, *, chord: bool) -
 def give_back(attempt: Attempt, reason: str) -> None:
     """Return an unfinished call, to be run elsewhere at once."""
     attempt.engine.running.remove(attempt.token)
-    attempt.engine.store.retry_step(
-        attempt.claim,
-        attempt.owner,
-        wait=0.0,
-        spared=1,
-        error=None,
-        reason=reason,
-        history=attempt.claim.history,
-    )
+    try:
+        attempt.engine.store.retry_step(
+            attempt.claim, attempt.owner, wait=0.0, spared=1, error=None, reason=reason,
+            history=attempt.claim.history,
+        )  # fmt: skip
+    except PickaxeError as failure:
+        logger.warning("%s: could not be given back, the fleet will notice: %s", attempt.token, failure)
     attempt.engine.nudge(0.0)
+
+
+def _insist(attempt: Attempt, write: Callable[[], T]) -> T:
+    """Record an outcome, however long Postgres is away: it is known here and nowhere else."""
+    deadline = time.monotonic() + PERSISTENCE
+    try:
+        while True:
+            try:
+                return write()
+            except ServiceUnavailableError as error:
+                if time.monotonic() >= deadline:
+                    raise
+                logger.warning("%s: its outcome cannot be recorded yet: %s", attempt.token, error)
+                time.sleep(1.0)
+    finally:
+        # If it was not recorded, the next beats find that this process owns a call that it does not run.
+        attempt.engine.running.remove(attempt.token)
 
 
 def _settle(
@@ -226,18 +268,19 @@ def _settle(
 ) -> Settled:
     engine, claim = attempt.engine, attempt.claim
     failpoint("settle.before")
-    settled = engine.store.settle(
+    settled = _insist(attempt, lambda: engine.store.settle(
         claim.run, claim.key, state, origin=[StepState.RUNNING], attempt=claim.attempt, owner=attempt.owner,
         output=output, error=error,
-    )  # fmt: skip
+    ))  # fmt: skip
     failpoint("settle.after")
-    engine.running.remove(attempt.token)
     if not settled.accepted:
         logger.warning("%s: the result came too late and was refused: the call is somebody else's", attempt.token)
         return settled
     engine.transitions.tell(claim.run, step_entry(claim.key, claim.name, str(state), claim.attempt))
     publish_released(engine, claim.run, settled.released)
-    if settled.woken and not chord:
+    # A chord ends in the agent's message, but only after all of its calls: a failure wakes the agent at once.
+    # An inline call's caller goes on by itself.
+    if settled.woken and not claim.options.get("inline") and (not chord or state is not StepState.SUCCEEDED):
         publish_run(engine, claim.run)
     return settled
 
@@ -251,12 +294,11 @@ def _retry(attempt: Attempt, error: BaseException, wait: float) -> None:
         "type": failed["type"], "message": failed["message"][:500],
     })  # fmt: skip
     failpoint("retry.before")
-    given_back = engine.store.retry_step(
+    given_back = _insist(attempt, lambda: engine.store.retry_step(
         claim, attempt.owner, wait=wait, spared=0, error=_values.dump(failed), history=_values.dump(past),
         reason=f"attempt {claim.attempt} failed ({failed['type']}), next in {humanise(wait)}",
-    )  # fmt: skip
+    ))  # fmt: skip
     failpoint("retry.after")
-    engine.running.remove(attempt.token)
     engine.nudge(wait)
     if given_back:
         engine.transitions.tell(

@@ -22,10 +22,10 @@ NOW = 0.005
 """A slot this close, in seconds, is now."""
 
 
-def agent_message(run: uuid.UUID, agent: str, queue: str, priority: int, root: uuid.UUID, head: int) -> Message:
+def agent_message(run: uuid.UUID, agent: str, queue: str, priority: int, root: uuid.UUID, wake: int) -> Message:
     """The message that has a run reduced."""
     return Message(
-        task=agent, id=f"{run}:{agent}:{head}", kwargs={"run": str(run)}, queue=queue, priority=priority,
+        task=agent, id=f"{run}:{agent}:{wake}", kwargs={"run": str(run)}, queue=queue, priority=priority,
         argsrepr=f"run={run}", root=str(root),
     )  # fmt: skip
 
@@ -44,7 +44,7 @@ def publish_run(engine: Engine, run: uuid.UUID) -> None:
     """Publish a run that was woken."""
     row = engine.store.load_run(run)
     if row is not None:
-        publish(engine, [agent_message(row.id, row.agent, row.queue, row.priority, row.root, row.head)])
+        publish(engine, [agent_message(row.id, row.agent, row.queue, row.priority, row.root, row.wake)])
 
 
 def publish(engine: Engine, messages: Sequence[Message]) -> bool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import threading
 import uuid
-from collections.abc import Coroutine, Mapping
+from collections import Counter
+from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -28,11 +30,27 @@ NUDGE = "pickaxe:nudge"
 
 
 class Running:
-    """The calls this process is running now, so that it can be told when one is no longer wanted."""
+    """The calls this process is running now, so that it can be told when one is no longer wanted.
+
+    Those `expected` are not running yet, but are about to be claimed, or were claimed and wait for their turn.
+    """
 
     def __init__(self) -> None:
         self._calls: dict[str, Any] = {}
+        self._expected: Counter[str] = Counter()
         self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def expected(self, tokens: Iterable[str]) -> Iterator[None]:
+        """While this is entered, these calls may belong to this process without being run by it."""
+        tokens = list(tokens)
+        with self._lock:
+            self._expected.update(tokens)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._expected -= Counter(tokens)
 
     def add(self, token: str, attempt: Any) -> None:
         with self._lock:
@@ -45,6 +63,11 @@ class Running:
     def snapshot(self) -> dict[str, Any]:
         with self._lock:
             return dict(self._calls)
+
+    def strays(self, owned: Iterable[str]) -> set[str]:
+        """Those of `owned` that this process knows nothing of."""
+        with self._lock:
+            return {token for token in owned if token not in self._calls and token not in self._expected}
 
 
 class Engine:

@@ -19,13 +19,25 @@ TRACEBACK_CAP = 8_000
 
 def describe(error: BaseException, **more: Any) -> dict[str, Any]:
     """What is recorded of an exception."""
-    lines = traceback.format_exception(type(error), error, error.__traceback__)
+    try:
+        message = str(error)
+        lines = traceback.format_exception(type(error), error, error.__traceback__)
+    except Exception as failure:  # noqa: BLE001 - an exception of the user's own may not even be able to say what it is
+        message, lines = f"(it could not be described: {type(failure).__name__})", []
     return {
         "type": type(error).__name__,
-        "message": str(error)[:MESSAGE_CAP],
+        "message": message[:MESSAGE_CAP],
         "traceback": "".join(lines)[-TRACEBACK_CAP:],
         **more,
     }
+
+
+def is_own_exit(error: BaseException) -> bool:
+    """Whether this is a `sys.exit` in the user's code: a failure like any other, not a process told to stop.
+
+    Such a process leaves by an exception of its own, or by the negative number of the signal it got.
+    """
+    return type(error) is SystemExit and not (isinstance(error.code, int) and error.code < -128)
 
 
 def encode(error: BaseException, **more: Any) -> str:
@@ -54,10 +66,13 @@ def reraise(record: StepRecord) -> StepError:
 
 def retry_after(error: BaseException) -> float | None:
     """The seconds a service asked to be left alone: an exception's `retry_after`, or its response's header."""
-    given = getattr(error, "retry_after", None)
-    if given is None:
-        headers = getattr(getattr(error, "response", None), "headers", None) or {}
-        given = headers.get("retry-after") or headers.get("Retry-After")
+    try:
+        given = getattr(error, "retry_after", None)
+        if given is None:
+            headers = getattr(getattr(error, "response", None), "headers", None) or {}
+            given = headers.get("retry-after") or headers.get("Retry-After")
+    except Exception:  # noqa: BLE001 - somebody else's exception: it promises nothing about these attributes
+        return None
     return _seconds(given)
 
 

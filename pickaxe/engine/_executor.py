@@ -15,7 +15,10 @@ from __future__ import annotations
 import logging
 import uuid
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
+
+from sqlalchemy.exc import DBAPIError
 
 from pickaxe._failpoints import failpoint
 from pickaxe._specs import AgentSpec
@@ -29,7 +32,7 @@ from pickaxe.engine._engine import Engine
 from pickaxe.engine._plan import Plan, plan_steps
 from pickaxe.engine._released import publish_released
 from pickaxe.engine._transitions import run_entry, step_entry
-from pickaxe.errors import PickaxeError
+from pickaxe.errors import ImpureAgentError, InputError, MismatchError, PickaxeError, ServiceUnavailableError
 from pickaxe.store import Commit, Log, RunRow
 
 logger = logging.getLogger("pickaxe.agent")
@@ -42,21 +45,61 @@ def execute(engine: Engine, run: uuid.UUID) -> None:
         row = engine.store.load_run(run)
         if row is None or row.state is not RunState.READY:
             return
-        log = engine.store.load_log(row)
-        with closing(reduction_of(engine, row)) as reduction:
-            again = _advance(engine, row, log, reduction)
+        try:
+            again = _advance(engine, row, engine.store.load_log(row))
+        except (ServiceUnavailableError, DBAPIError):
+            raise
+        except Exception as error:
+            # Not the agent's doing, or it would have been recorded. The sweeper tries again, and everybody can see why.
+            reason = f"its reduction broke down, and is tried again later: {type(error).__name__}: {error}"
+            engine.store.defer_run(run, reason[: _errors.MESSAGE_CAP], engine.settings.redispatch_cap)
+            raise
 
 
-def _advance(engine: Engine, row: RunRow, log: Log, reduction: Reduction) -> bool:
+def _advance(engine: Engine, row: RunRow, log: Log) -> bool:
     """One reduction. True when the run should be loaded and reduced again at once."""
-    decision = reduction.resume(log.steps, [*log.signals, *([row.cancel] if row.cancel else [])])
-    plan = plan_steps(row, decision, log)
-    commit = _commit(engine, row, decision, plan)
-    if not commit.committed:
-        return True
-    engine.transitions.tell(row.id, *_entries(row, decision, log))
-    _publish(engine, row, decision, plan, commit)
-    return _inline.run_all(engine, row, plan)
+    decision = _reduce(engine, row, log)
+    plan = plan_steps(row, decision, log, owner=engine.owner, redispatch=engine.settings.redispatch_after)
+    with engine.running.expected(_inline.tokens(row, plan)):
+        commit = _commit(engine, row, decision, plan)
+        if not commit.committed:
+            return True
+        engine.transitions.tell(row.id, *_entries(row, decision, log))
+        _publish(engine, row, decision, plan, commit)
+        return _inline.run_all(engine, row, plan)
+
+
+def _reduce(engine: Engine, row: RunRow, log: Log) -> Decision:
+    try:
+        with closing(reduction_of(engine, row)) as reduction:
+            decision = reduction.resume(log.steps, [*log.signals, *([row.cancel] if row.cancel else [])])
+            return _with_both_sides(engine, row, decision)
+    except InputError as error:
+        if row.started is not None:
+            # It fitted when the run began: the code has changed since, and may be changed back.
+            return Decision(RunState.PAUSED, row.head, error=error)
+        return _failed(row, log, error)
+    except ImpureAgentError as error:
+        return _failed(row, log, error)
+    except SystemExit as error:
+        if not _errors.is_own_exit(error):
+            raise
+        return _failed(row, log, RuntimeError(f"the agent raised {error!r}"))
+
+
+def _with_both_sides(engine: Engine, row: RunRow, decision: Decision) -> Decision:
+    """A mismatch with the recorded arguments spelled out: a reduction only knows their digest."""
+    if (found := decision.mismatch) is None:
+        return decision
+    recorded = engine.store.recorded_input(row.id, found.key)
+    told = MismatchError(found.key, f"{found.recorded} {recorded[:200]}", found.asked)
+    return replace(decision, mismatch=told, error=told)
+
+
+def _failed(row: RunRow, log: Log, error: Exception) -> Decision:
+    """The end of a run that cannot be reduced, now or ever."""
+    still_open = tuple(step.key for step in log.steps if not step.state.terminal)
+    return Decision(RunState.FAILED, row.head, cancels=still_open, error=error)
 
 
 def reduction_of(engine: Engine, row: RunRow) -> Reduction:
@@ -81,10 +124,10 @@ def _commit(engine: Engine, row: RunRow, decision: Decision, plan: Plan) -> Comm
         new_head=max(row.head, decision.head),
         output=output,
         error=error,
-        reason=str(decision.mismatch) if decision.mismatch else None,
+        reason=str(decision.error) if decision.state is RunState.PAUSED else None,
         published=_published(decision),
         started=row.started if row.started is not None else row.now,
-        owner=engine.owner,
+        owner=plan.owner,
         steps=plan.steps_json,
         children=plan.children_json,
         cancels=list(decision.cancels),
@@ -123,7 +166,7 @@ def _publish(engine: Engine, row: RunRow, decision: Decision, plan: Plan, commit
     publish(engine, [
         agent_message(c.id, c.agent, c.queue, c.priority, row.root, 0) for c in plan.children if not c.held
     ])  # fmt: skip
-    wake_up = agent_message(row.id, row.agent, row.queue, row.priority, row.root, decision.head)
+    wake_up = agent_message(row.id, row.agent, row.queue, row.priority, row.root, row.wake + 1)
     dispatch(engine, plan.loose)
     for group in plan.gathered:
         dispatch(engine, group, chord_for=wake_up)

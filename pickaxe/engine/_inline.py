@@ -8,7 +8,7 @@ from typing import Any
 from pickaxe import _values
 from pickaxe._specs import ToolSpec
 from pickaxe.core._records import Request
-from pickaxe.engine._attempts import GRACE, own, perform
+from pickaxe.engine._attempts import GRACE, own, perform, token
 from pickaxe.engine._engine import Engine
 from pickaxe.engine._plan import Plan
 from pickaxe.store import Claim, RunRow
@@ -19,11 +19,17 @@ def run_all(engine: Engine, row: RunRow, plan: Plan) -> bool:
     woken = False
     for request, attempts_before in plan.inline:
         claim = _new(row, request) if attempts_before == 0 and request.key in plan.states else None
-        claim = claim or engine.store.claim(row.id, request.key, attempts_before + 1, engine.owner, grace=GRACE)
+        owner = plan.owner if claim is not None else engine.owner
+        claim = claim or engine.store.claim(row.id, request.key, attempts_before + 1, owner, grace=GRACE)
         if claim is not None:
-            settled = perform(own(engine, _spec(request), claim, engine.owner), chord=True)
-            woken = woken or (settled is not None and settled.accepted)
+            settled = perform(own(engine, _spec(request), claim, owner))
+            woken = woken or (settled is not None and settled.woken)
     return woken
+
+
+def tokens(row: RunRow, plan: Plan) -> list[str]:
+    """The names of the attempts that `run_all` will make."""
+    return [token(row.id, request.key, before + 1) for request, before in plan.inline]
 
 
 def _spec(request: Request) -> ToolSpec:

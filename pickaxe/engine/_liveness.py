@@ -54,7 +54,7 @@ class Liveness:
         while not self._stop.wait(self._engine.settings.beat_every):
             try:
                 self._beat()
-            except Exception as error:  # noqa: BLE001 - whatever it was, this process lives and must go on saying so
+            except Exception as error:
                 expected = isinstance(error, PickaxeError | DBAPIError)
                 logger.warning("no beat: %s", error, exc_info=not expected)
                 self._let_go()
@@ -72,12 +72,11 @@ class Liveness:
         else:
             # The beat goes over any connection. This one may have been lost unnoticed, and its lock with it.
             self._engine.store.holds(self._lock_holder)
-        running = self._engine.running.snapshot()
-        for token, attempt in running.items():
+        for token, attempt in self._engine.running.snapshot().items():
             # A call that was claimed after the beat's snapshot is not in `owned` yet: ask twice.
             if token not in owned and attempt.missed():
                 attempt.unwanted()
-        self._give_back_strays({token for token in owned if token not in running})
+        self._give_back_strays(self._engine.running.strays(owned))
 
     def _give_back_strays(self, strays: set[str]) -> None:
         """Calls that this process owns and does not run: the answer to a claim, or an outcome, never got through.

@@ -12,7 +12,6 @@ from pickaxe._states import StepKind, StepState
 from pickaxe.core._records import Decision, Request
 from pickaxe.store import Log, RunRow, StepDue
 
-REDISPATCH = 5.0
 _OWN_COLUMNS = ("queue", "priority", "schedule_timeout", "total_timeout")
 
 
@@ -29,8 +28,13 @@ class Child:
 
 @dataclass(slots=True)
 class Plan:
-    """See the module. `inline` are the calls to be run here, with the attempt they are at."""
+    """See the module. `inline` are the calls to be run here, with the attempts they have had.
 
+    `gathered` are the calls of gathers that end with the last of them; others are `loose`.
+    """
+
+    owner: str
+    redispatch: float
     steps_json: str | None = None
     children_json: str | None = None
     states: dict[str, str] = field(default_factory=dict)
@@ -46,9 +50,12 @@ def child_id(run: uuid.UUID, key: str) -> uuid.UUID:
     return uuid.uuid5(run, key)
 
 
-def plan_steps(row: RunRow, decision: Decision, log: Log) -> Plan:
-    """Turn requests into rows. Nothing is written yet."""
-    plan = Plan()
+def plan_steps(row: RunRow, decision: Decision, log: Log, *, owner: str, redispatch: float) -> Plan:
+    """Turn requests into rows. Nothing is written yet.
+
+    `owner` is the process that commits them; `redispatch` the pause before the sweeper sends a message again.
+    """
+    plan = Plan(owner, redispatch)
     limits = {r.key: r.options.get("limit") for r in decision.requests if r.kind is StepKind.GATHER}
     steps, children = [], []
     for request in decision.requests:
@@ -96,7 +103,7 @@ def _step(plan: Plan, request: Request, *, held: bool) -> dict[str, Any]:
         "queue": options.get("queue"),
         "priority": options.get("priority"),
         "due": request.due,
-        "due_in": _due_in(request, state),
+        "due_in": _due_in(plan, request, state),
         "expires_in": min(times) if times else None,
         "total_timeout": options.get("total_timeout"),
         "group_key": request.group,
@@ -106,11 +113,11 @@ def _step(plan: Plan, request: Request, *, held: bool) -> dict[str, Any]:
     }
 
 
-def _due_in(request: Request, state: StepState) -> float | None:
+def _due_in(plan: Plan, request: Request, state: StepState) -> float | None:
     if state is StepState.READY:
-        return REDISPATCH
+        return plan.redispatch
     if request.kind is StepKind.EVENT:
-        return REDISPATCH  # the sweeper looks back if this process does not live to do it
+        return plan.redispatch  # the sweeper looks back if this process does not live to do it
     timeout = request.options.get("timeout")
     return float(timeout) + 2.0 if state is StepState.RUNNING and timeout is not None else None
 
@@ -140,9 +147,11 @@ def _child(plan: Plan, row: RunRow, request: Request, *, held: bool) -> dict[str
 
 def _sort_calls(plan: Plan, row: RunRow, requests: tuple[Request, ...]) -> None:
     groups: dict[str | None, list[StepDue]] = defaultdict(list)
+    # A quorum is reached before the chord's body would say so: its calls wake the agent themselves.
+    early = {r.key for r in requests if r.kind is StepKind.GATHER and r.options.get("quorum") is not None}
     for request in requests:
         if request.kind is StepKind.TOOL and plan.states[request.key] == StepState.READY:
-            groups[request.group].append(_due(row, request))
+            groups[None if request.group in early else request.group].append(_due(row, request))
     plan.loose = groups.pop(None, [])
     plan.gathered = list(groups.values())
 

@@ -80,7 +80,7 @@ class Sweeper:
                 self._stop.wait(pause)
             try:
                 pause = self._round() if self._leads() else self._engine.settings.sweep_every
-            except Exception as error:  # noqa: BLE001 - this thread may hold the fleet's only right to sweep
+            except Exception as error:
                 expected = isinstance(error, PickaxeError | DBAPIError | redis.RedisError)
                 logger.warning("a sweep was cut short: %s", error, exc_info=not expected)
                 self._step_down()
@@ -171,7 +171,7 @@ def publish_runs(engine: Engine, runs: Iterable[uuid.UUID]) -> None:
 def _redispatch(engine: Engine) -> None:
     cap = engine.settings.redispatch_cap
     runs = engine.store.due_runs(cap)
-    publish(engine, [agent_message(r.id, r.agent, r.queue, r.priority, r.root, r.head) for r in runs])
+    publish(engine, [agent_message(r.id, r.agent, r.queue, r.priority, r.root, r.wake) for r in runs])
     steps = engine.store.due_steps(cap)
     inline = [step for step in steps if step.options.get("inline")]
     publish_runs(engine, [run for run in {step.run for step in inline} if engine.store.wake(run)])

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 import psycopg
 from sqlalchemy import Connection, Engine, Row, TextClause, create_engine, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from pickaxe.errors import ConfigurationError, PickaxeError, SchemaError, ServiceUnavailableError
 
@@ -127,8 +128,12 @@ class Database:
         while True:
             try:
                 return attempt()
-            except (OperationalError, InterfaceError, DBAPIError) as error:
+            except DBAPIError as error:
                 self._may_try_again(error, deadline)
+            except PoolTimeoutError as error:
+                raise ServiceUnavailableError(
+                    f"all connections of this process to Postgres at {self.place} are in use: raise PICKAXE_POOL_SIZE"
+                ) from error
             time.sleep(pause * random.uniform(0.5, 1.5))
             pause = min(pause * 2, 1.0)
 

@@ -18,6 +18,11 @@ def matches(where: Any, payload: Any) -> bool:
     return bool(where == payload)
 
 
+def wants(wanted: dict[str, Any], payload: Any) -> bool:
+    """Whether a wait takes this payload. One that asks for nothing takes any, also if it is no mapping."""
+    return not wanted["where"] or matches(wanted["where"], payload)
+
+
 class EventStore:
     """Publishing an event and looking back for one exclude each other per key, so neither misses the other."""
 
@@ -27,16 +32,18 @@ class EventStore:
     def publish_event(self, key: str, scope: str, payload: str) -> list[uuid.UUID]:
         """Record an event and let it arrive at every run that waits for it. Returns the runs to be published."""
         value = _values.load(payload)
+        event = {"id": uuid.uuid4(), "key": key, "scope": scope, "payload": payload}
 
         def work(connection: Connection) -> list[uuid.UUID]:
             self._exclude(connection, key, scope)
-            connection.execute(statement("insert_event"), {"key": key, "scope": scope, "payload": payload})
+            if connection.execute(statement("insert_event"), event).first() is None:
+                return []
             waits = connection.execute(statement("event_waits"), {"key": key}).all()
             woken = []
             # In the order of their runs, so that two events with common waiters lock them alike.
             for wait in sorted(waits, key=lambda w: (w.run_id, w.key)):
                 wanted = _values.load(wait.input)
-                if wanted["scope"] == scope and matches(wanted["where"], value):
+                if wanted["scope"] == scope and wants(wanted, value):
                     woken += self._arrive(connection, wait.run_id, wait.key, payload)
             return woken
 
@@ -53,7 +60,7 @@ class EventStore:
             wanted = _values.load(wait.input)
             self._exclude(connection, wait.name, wanted["scope"])
             for event in self._recent(connection, wait, wanted):
-                if matches(wanted["where"], _values.load(event.payload)):
+                if wants(wanted, _values.load(event.payload)):
                     return self._arrive(connection, run, key, event.payload)
             connection.execute(statement("looked_back"), {"run": run, "key": key})
             return []

@@ -59,7 +59,7 @@ class FleetStore:
     @staticmethod
     def disown(connection: Connection) -> None:
         """In a forked child: close our copy of the parent's socket, and nothing else of the parent's."""
-        driver: Any = connection.connection.driver_connection
+        driver: Any = connection.connection.dbapi_connection
         _disowned.append(connection)  # so that it is never finalised here, which would speak on that socket
         with contextlib.suppress(OSError):
             os.close(driver.fileno())

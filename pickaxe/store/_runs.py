@@ -211,6 +211,11 @@ class RunStore:
             "retry_step", run=claim.run, key=claim.key, attempt=claim.attempt, owner=owner, overdue=False, **values
         )
 
+    def give_back(self, token: str, owner: str) -> bool:
+        """Have a call that `owner` holds, named as `beat` names it, issued again at once."""
+        run, attempt, key = token.split(" ", 2)
+        return self._did("give_back", run=run, key=key, attempt=int(attempt), owner=owner)
+
     def progress(self, claim: Claim, owner: str, *, progress: str | None, grace: float) -> bool:
         """A heartbeat of a running step: the time for its attempt starts again."""
         return self._did(
@@ -231,6 +236,8 @@ class RunStore:
 
     def send_signal(self, run: uuid.UUID, name: str, payload: str, key: str | None) -> Row[Any]:
         """Add a signal. `state` is the run's state (null: no such run), `woken` whether to publish it."""
+        # A key of its own for every signal, so that one whose answer was lost is not sent twice.
+        key = key or f"once:{uuid.uuid4()}"
         return self.database.one(
             "send_signal", run=run, name=name, payload=payload, key=key, redispatch=self.redispatch
         )

@@ -108,6 +108,10 @@ class Views:
         """A run's steps, in the order they were asked for."""
         return [StepView.of(row) for row in self.database.rows("view_steps", run=run)]
 
+    def recorded_input(self, run: uuid.UUID, key: str) -> str:
+        """The arguments a step was recorded with, as JSON text."""
+        return "".join(self._all(select(Step.input).where(Step.run_id == run, Step.key == key)))
+
     def find_runs(self, prefix: str) -> list[uuid.UUID]:
         """Up to three runs whose id begins like this."""
         query = select(Run.id).where(cast(col(Run.id), Text).startswith(prefix, autoescape=True))

@@ -128,7 +128,7 @@ class Event(Table, table=True):
 
     __tablename__ = "event"
 
-    id: int = Field(sa_column=Column(BigInteger, Identity(always=True), primary_key=True))
+    id: uuid.UUID = Field(primary_key=True)
     key: str = Field(sa_column=_text())
     scope: str = Field(sa_column=_text())
     payload: str = Field(sa_column=_text())

@@ -237,3 +237,17 @@ def test_a_rate_limit_spreads_calls_over_time(fleet):
     starts = sorted(float(at) for (at,) in ledger(fleet, "limited"))
     assert len(starts) == 40
     assert all(starts[i + 20] - starts[i] >= 1.0 for i in range(20))
+
+
+def test_a_tool_knows_its_call_and_is_given_what_its_process_made_once(fleet):
+    run = fleet.call.enqueue("given")
+    told = run.result(timeout=30)
+    assert (told["run"], told["step"], told["attempt"]) == (run.id, "given#1", 1)
+    assert told["key"] == f"{run.id}/given#1"
+    assert 3 < told["seconds"] <= 5
+    assert told["wanted"] is True
+    assert run.steps()[0].progress == {"half": "way"}
+    more = [fleet.call.enqueue("given").result(timeout=30) for _ in range(4)]
+    made = [pid for (pid,) in ledger(fleet, "connected")]
+    assert len(made) == len(set(made))
+    assert max(answer["uses"] for answer in more) > 1

@@ -7,4 +7,4 @@ FROM (
     ORDER BY due LIMIT :batch FOR UPDATE SKIP LOCKED
 ) d
 WHERE r.id = d.id AND r.state = 'ready'
-RETURNING r.id, r.agent, r.queue, r.priority, r.root, r.head
+RETURNING r.id, r.agent, r.queue, r.priority, r.root, r.wake

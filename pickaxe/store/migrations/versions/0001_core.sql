@@ -97,7 +97,7 @@ CREATE UNIQUE INDEX signal_idempotency ON pickaxe.signal (run_id, idempotency_ke
     WHERE idempotency_key IS NOT NULL;
 
 CREATE TABLE pickaxe.event (
-    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    id uuid PRIMARY KEY,
     key text NOT NULL,
     scope text NOT NULL,
     payload text NOT NULL,

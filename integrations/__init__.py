@@ -1,0 +1,1 @@
+"""Clients for what is outside. They know nothing of Pickaxe."""

@@ -1,0 +1,5 @@
+"""`python -m pickaxe`."""
+
+from pickaxe.cli import main
+
+main()

@@ -1,0 +1,192 @@
+"""`doctor`: is everything there that a fleet needs?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+import redis
+
+from pickaxe import _values
+from pickaxe._durations import humanise
+from pickaxe.cli._errors import FAILED, refused
+from pickaxe.cli._project import Project, app_option, json_option, pass_project
+from pickaxe.cli._text import one_line, print_json, print_table, say
+from pickaxe.cli._worker import queues_of
+from pickaxe.client import Client
+from pickaxe.errors import PickaxeError
+from pickaxe.store import SCHEMA_RANGE, check_schema
+
+CLOCK_TOLERANCE = 2.0
+"""Seconds that clocks may differ before it is worth a word."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding. `status` is `ok`, `warning` (works, but look at it) or `problem`."""
+
+    name: str
+    status: str
+    found: str
+    advice: str = ""
+    exit_code: int = 0
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  pickaxe doctor
+  pickaxe doctor --json || page-somebody
+"""
+)
+@json_option
+@app_option
+@pass_project
+def doctor(project: Project, as_json: bool) -> None:
+    """Look at the database, Redis, the clocks, the workers and what is stuck.
+
+    Exits with 0 when there is no problem (warnings are none), 3 when a service cannot be reached or the schema
+    does not fit, 1 for any other problem.
+    """
+    checks = list(_checks(project))
+    code = max((check.exit_code for check in checks if check.status == "problem"), default=0)
+    if as_json:
+        print_json({"ok": code == 0, "checks": checks})
+    else:
+        styles = {"ok": ("✓ ok", "green"), "warning": ("! warning", "yellow"), "problem": ("✗ problem", "red")}
+        print_table(
+            ("check", "", "found, and what to do"),
+            [(c.name, styles[c.status], one_line(c.found + (f": {c.advice}" if c.advice else ""))) for c in checks],
+        )
+        problems = sum(check.status == "problem" for check in checks)
+        say("all is well" if code == 0 else f"{problems} problem{'s' if problems > 1 else ''}")
+    raise click.exceptions.Exit(code)
+
+
+def _checks(project: Project) -> Iterator[Check]:
+    client = project.client
+    database = [*_guarded("database", lambda: _database(client))]
+    yield from database
+    server = [*_guarded("redis", lambda: _redis(client))]
+    yield from server
+    if any(check.status == "problem" for check in database):
+        return
+    yield from _guarded("stuck", lambda: _stuck(client))
+    reachable = all(check.status != "problem" for check in server)
+    yield from _guarded("workers", lambda: _workers(project, ask=reachable))
+
+
+def _guarded(name: str, look: Callable[[], list[Check]]) -> list[Check]:
+    try:
+        return look()
+    except (PickaxeError, redis.RedisError) as error:
+        found = refused(error)
+        return [Check(name, "problem", found.message, exit_code=found.exit_code)]
+
+
+def _database(client: Client) -> list[Check]:
+    client.store.database.patience = 1.0
+    version = check_schema(client.store.database)
+    before = time.time()
+    health = client.store.database.one("health")
+    return [
+        Check("database", "ok", f"Postgres {health.version} at {client.store.database.place}"),
+        Check("schema", "ok", f"version {version}; this Pickaxe works with {SCHEMA_RANGE[0]} to {SCHEMA_RANGE[1]}"),
+        _clock("database clock", health.now, (before + time.time()) / 2),
+    ]
+
+
+def _redis(client: Client) -> list[Check]:
+    before = time.time()
+    seconds, micros = client.redis.time()
+    middle = (before + time.time()) / 2
+    info: Any = client.redis.info()
+    checks = [
+        Check("redis", "ok", f"Redis {info.get('redis_version')} with {info.get('used_memory_human')} in use"),
+        _clock("redis clock", seconds + micros / 1e6, middle),
+    ]
+    policy = str(info.get("maxmemory_policy", "unknown"))
+    if policy == "noeviction":
+        return [*checks, Check("redis eviction", "ok", policy)]
+    advice = "set maxmemory-policy noeviction: evicted messages and limits cost speed and exactness, never a run"
+    return [*checks, Check("redis eviction", "problem", policy, advice, FAILED)]
+
+
+def _clock(name: str, theirs: float, ours: float) -> Check:
+    difference = theirs - ours
+    found = f"{abs(difference):.2f} s {'ahead of' if difference > 0 else 'behind'} this machine"
+    if abs(difference) <= CLOCK_TOLERANCE:
+        return Check(name, "ok", found)
+    return Check(name, "warning", found, "let NTP keep the clocks; durations shown here are off by that much")
+
+
+def _stuck(client: Client) -> list[Check]:
+    health = client.store.database.one("health")
+    letters = client.store.list_dead_letters(1)
+    newest = f"newest: {letters[0].reason}" if letters else ""
+    return [
+        _count("runs overdue", health.late_runs + health.overdue_runs, "due for 30 s and not taken",
+               "are workers on their queues? see below", problem=True),
+        _count("calls overdue", health.late_steps, "due for 30 s and not taken",
+               "are workers on their queues? see below", problem=True),
+        _count("paused runs", health.paused, "wait for a person", "pickaxe runs --state paused"),
+        _count("dead letters", health.dead_letters, "messages could not be read", newest),
+    ]  # fmt: skip
+
+
+def _count(name: str, count: int, what: str, advice: str, *, problem: bool = False) -> Check:
+    if not count:
+        return Check(name, "ok", "none")
+    return Check(name, "problem" if problem else "warning", f"{count} {what}", advice, FAILED if problem else 0)
+
+
+def _workers(project: Project, *, ask: bool) -> list[Check]:
+    workers, app = project.client.store.list_workers(), project.app_if_any
+    if not workers:
+        return [Check("workers", "problem", "none is running", "start one with `pickaxe worker`", FAILED)]
+    known = {name for worker in workers for name in _values.load(worker.handles)}
+    checks = [_names(workers)]
+    checks += [_beats(workers)]
+    if app is None:
+        return [*checks, Check("app", "warning", "none here", "with -A, doctor compares its handles with the workers'")]
+    missing = sorted(set(app.handles) - known)
+    if missing:
+        checks.append(Check("handles", "problem", f"no live worker knows {', '.join(missing)}",
+                            "deploy the workers, or add them to their Pickaxe(...)", FAILED))  # fmt: skip
+    else:
+        checks.append(Check("handles", "ok", f"all {len(app.handles)} of the app are known to a live worker"))
+    return [*checks, _queues(app)] if ask else checks
+
+
+def _names(workers: list[Any]) -> Check:
+    by_name: dict[str, int] = {}
+    for worker in workers:
+        by_name[worker.name] = by_name.get(worker.name, 0) + 1
+    names = ", ".join(f"{name} ({count} process{'es' if count > 1 else ''})" for name, count in by_name.items())
+    return Check("workers", "ok", names)
+
+
+def _beats(workers: list[Any]) -> Check:
+    oldest = max((datetime.now(UTC) - worker.beat_at).total_seconds() for worker in workers)
+    if oldest <= 10:
+        return Check("signs of life", "ok", f"the oldest is {humanise(max(0.0, oldest))} old")
+    return Check("signs of life", "warning", f"the oldest is {humanise(oldest)} old",
+                 "that process is frozen or cut off, or nobody sweeps")  # fmt: skip
+
+
+def _queues(app: Any) -> Check:
+    answers = app.control.inspect(timeout=1.0).active_queues() or {}
+    served = {queue["name"] for queues in answers.values() for queue in queues}
+    unserved = [name for name in queues_of(app) if name not in served]
+    if not answers:
+        return Check(
+            "queues", "warning", "no worker answered within 1 s", "busy solo workers do not; else look at Redis"
+        )
+    if unserved:
+        return Check("queues", "problem", f"no worker takes from {', '.join(unserved)}",
+                     f"pickaxe worker -Q {','.join(unserved)}", FAILED)  # fmt: skip
+    return Check("queues", "ok", f"{', '.join(queues_of(app))} are served")

@@ -1,0 +1,184 @@
+"""Runs and their steps in words: what they are about, why they stand still, what was replayed."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from pickaxe import _values
+from pickaxe._durations import humanise
+from pickaxe._states import RunState, StepKind, StepState
+from pickaxe.cli._text import one_line, safe, short, shown_value
+from pickaxe.client import Client
+from pickaxe.store import RunView, StepView
+
+_MISMATCH = re.compile(r"recorded (.*), but the code now asks for (.*?)\. The run is paused", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Node:
+    """A run, its steps and its child runs."""
+
+    run: RunView
+    steps: list[StepView]
+    children: list[Node]
+
+    def walk(self) -> Iterable[Node]:
+        """This run and all below it."""
+        yield self
+        for child in self.children:
+            yield from child.walk()
+
+
+def tree(client: Client, run: uuid.UUID, *, most: int = 500) -> Node:
+    """A run with everything below it; `most` child runs of each."""
+    view = client.store.view_run(run)
+    assert view is not None
+    children = [tree(client, child.id, most=most) for child in client.store.children(run)[:most]]
+    return Node(view, client.store.view_steps(run), children)
+
+
+def last_takeover(node: Node) -> float | None:
+    """When, in epoch seconds, the run last lost a worker process that was in one of its steps."""
+    return max(
+        (past["at"] for n in node.walk() for s in n.steps for past in s.history if past.get("ended") == "died"),
+        default=None,
+    )
+
+
+def was_replayed(step: StepView, run: RunView, takeover: float | None) -> bool:
+    """Whether a step's result was recorded before a worker of the run died, and used again by what came after."""
+    if takeover is None or step.finished_at is None or not step.state.terminal:
+        return False
+    run_went_on = run.finished_at is None or run.finished_at.timestamp() > takeover
+    return run_went_on and step.finished_at.timestamp() < takeover
+
+
+def about(step: StepView, most: int = 40) -> str:
+    """What a call is about: the first text in its input, else the first number."""
+    if step.kind not in (StepKind.TOOL, StepKind.CHILD):
+        return ""
+    found = [*_plain_values(step.input)]
+    chosen = next((value for value in found if isinstance(value, str)), found[0] if found else "")
+    return one_line(chosen, most)
+
+
+def _plain_values(value: Any, depth: int = 0) -> Iterable[str | float]:
+    """The texts and numbers in a value; of a list, as many texts as one can take in, or how long it is."""
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        yield value
+    elif isinstance(value, list):
+        texts = [item for item in value if isinstance(item, str)]
+        yield ", ".join(texts[:5]) if texts and len(texts) == len(value) else f"{len(value)} items"
+    elif isinstance(value, dict) and depth < 4:
+        for inner in value.values():
+            yield from _plain_values(inner, depth + 1)
+
+
+class Fleet:
+    """What the live workers know."""
+
+    def __init__(self, client: Client) -> None:
+        self.workers = client.store.list_workers()
+        self.handles = {name for worker in self.workers for name in _values.load(worker.handles)}
+
+    def missing(self, kind: str, name: str) -> str:
+        """Why a call cannot be taken, or nothing."""
+        if not self.workers:
+            return "no worker is running: start one with `pickaxe worker`"
+        return "" if name in self.handles else f"no live worker knows {kind} {name!r}"
+
+
+def why_step(step: StepView, steps: Sequence[StepView], fleet: Fleet) -> str:
+    """What an open step waits for; for one that has ended badly, its error."""
+    if step.state in (StepState.FAILED, StepState.CANCELLED):
+        return _error(step.error)
+    if step.state.terminal:
+        return _attempts(step)
+    if step.state is StepState.RUNNING:
+        return f"in progress: {shown_value(step.progress, 60)}" if step.progress is not None else ""
+    if step.state is StepState.BLOCKED:
+        return "held back by its gather's limit"
+    if step.state is StepState.READY:
+        return fleet.missing("tool", step.name) or _ready(step)
+    return _waiting(step, steps)
+
+
+def why_run(run: RunView, steps: Sequence[StepView], fleet: Fleet) -> list[str]:
+    """Why a run does not move right now, one line per reason."""
+    match run.state:
+        case RunState.PAUSED:
+            return _mismatch(run.reason or "")
+        case RunState.READY:
+            missing = fleet.missing("agent", run.agent)
+            return [missing or run.reason or f"its turn: a message in queue {run.queue!r}{_at(run.due, 'again')}"]
+        case RunState.WAITING:
+            open_steps = [s for s in steps if not s.state.terminal and s.group is None]
+            found = [f"{s.key}: {why_step(s, steps, fleet) or s.state}" for s in open_steps]
+            return found[:8] + ([f"and {len(found) - 8} more"] if len(found) > 8 else [])
+    return []
+
+
+def _waiting(step: StepView, steps: Sequence[StepView]) -> str:
+    match step.kind:
+        case StepKind.TIMER:
+            return f"waits for its time{_at(step.due)}"
+        case StepKind.SIGNAL:
+            return f"waits for the signal {safe(step.name)!r}"
+        case StepKind.EVENT:
+            return f"waits for the event {safe(step.name)!r} {_where(step.input)}".rstrip()
+        case StepKind.CHILD:
+            return f"waits for the child run {short(step.child)}" if step.child else "waits for its child run"
+        case StepKind.GATHER:
+            own = [s for s in steps if s.group == step.key]
+            return f"waits for {sum(not s.state.terminal for s in own)} of {len(own)} calls"
+    return step.reason or ""
+
+
+def _where(value: Any) -> str:
+    where = value.get("where") if isinstance(value, Mapping) else None
+    return f"where {shown_value(where, 80)}" if where else ""
+
+
+def _ready(step: StepView) -> str:
+    if step.reason and step.due is not None and step.due > datetime.now(UTC):
+        return f"{step.reason}{_at(step.due)}"
+    return step.reason or f"in queue {safe(step.queue)!r}"
+
+
+def _at(due: datetime | None, word: str = "until") -> str:
+    if due is None:
+        return ""
+    left = (due - datetime.now(UTC)).total_seconds()
+    local = due.astimezone()
+    stamp = f"{local:%H:%M:%S}" if abs(left) < 12 * 3600 else f"{local:%Y-%m-%d %H:%M}"
+    return f", {word} {stamp} (in {humanise(left)})" if left > 0 else f", {word} now"
+
+
+def _attempts(step: StepView) -> str:
+    ends = [str(past.get("ended")) for past in step.history]
+    words = {"died": "its worker died", "failed": "failed", "timed out": "ran out of time"}
+    return "; ".join(
+        f"attempt {past.get('attempt')} {words.get(end, safe(end))}"
+        for past, end in zip(step.history, ends, strict=True)
+    )
+
+
+def _error(error: dict[str, Any] | None) -> str:
+    return one_line(f"{error.get('type', '')}: {error.get('message', '')}", 300) if error else ""
+
+
+def _mismatch(reason: str) -> list[str]:
+    sides = _MISMATCH.search(reason)
+    if sides is None:
+        return [one_line(reason)]
+    return [
+        f"the code no longer fits the log at step {safe(reason.split(chr(39))[1])!r}",
+        f"  recorded:  {one_line(sides[1])}",
+        f"  code asks: {one_line(sides[2])}",
+        "  deploy code that fits, then `pickaxe retry`",
+    ]

@@ -1,0 +1,155 @@
+"""Which app and which services a command works with."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from pickaxe._settings import Settings
+from pickaxe.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from pickaxe.app import Pickaxe
+    from pickaxe.client import Client, Run
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DEFAULT_APP = "workers.app:app"
+DEV_FILE = Path(".pickaxe") / "dev.json"
+"""Written by `pickaxe dev` while it runs, so that commands in the same folder find its services."""
+
+
+@dataclass
+class Project:
+    """What was given on the command line, and what follows from it."""
+
+    path: str | None = None
+
+    @cached_property
+    def app(self) -> Pickaxe:
+        """The app. Raises `ConfigurationError` when there is none."""
+        found = self.app_if_any
+        if found is None:
+            raise ConfigurationError(
+                "there is no workers/app.py in this folder: name your app with -A module:attribute or PICKAXE_APP, or "
+                "go to the project's folder. `pickaxe dev` here runs the fleet that comes with Pickaxe."
+            )
+        return found
+
+    @cached_property
+    def app_if_any(self) -> Pickaxe | None:
+        """The app, or None where none was named and there is no default one."""
+        self.use_dev_services()
+        if self.path:
+            return load_app(self.path)
+        if Path("workers/app.py").exists():
+            return load_app(DEFAULT_APP)
+        if dev := _running_dev():
+            return load_app(str(dev["app"]), Path(str(dev["folder"])))
+        return None
+
+    @property
+    def name(self) -> str:
+        """What to call the app."""
+        return self.path or DEFAULT_APP
+
+    @cached_property
+    def client(self) -> Client:
+        """The app's client, or one made from the environment."""
+        from pickaxe.client import Client
+
+        return self.app_if_any.client if self.app_if_any is not None else Client(Settings())
+
+    def run(self, name: str) -> Run[Any]:
+        """The run with this id, whose id begins like this, or the `latest`."""
+        if name == "latest":
+            newest = self.client.runs(limit=1)
+            name = str(newest[0].id) if newest else name
+        handles = self.app_if_any.handles if self.app_if_any is not None else {}
+        return self.client.run(name, handles)
+
+    def use_dev_services(self) -> None:
+        """Where no services are configured, those of a `pickaxe dev` in this folder."""
+        if Settings().database_url is None and (dev := _running_dev()):
+            os.environ["PICKAXE_DATABASE_URL"] = str(dev["database_url"])
+            os.environ["PICKAXE_REDIS_URL"] = str(dev["redis_url"])
+
+
+def load_app(path: str, folder: Path | None = None) -> Pickaxe:
+    """The app at `module:attribute`, looked for in `folder` (default: the working directory) first."""
+    from pickaxe.app import Pickaxe
+
+    module_name, _, attribute = path.partition(":")
+    place = str((folder or Path.cwd()).absolute())
+    if place not in sys.path:
+        sys.path.insert(0, place)
+    found = getattr(_import(module_name, path), attribute or "app", None)
+    if not isinstance(found, Pickaxe):
+        what = "is not there" if found is None else f"is a {type(found).__name__}"
+        raise ConfigurationError(
+            f"-A {path}: {attribute or 'app'!r} {what}, and should be a Pickaxe(...) app in module {module_name!r}"
+        )
+    return found
+
+
+def _import(module: str, path: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = "" if last.filename.startswith("<frozen") else f" ({last.filename}, line {last.lineno})"
+        raise ConfigurationError(
+            f"the app {path} cannot be imported: {type(error).__name__}: {error}{where}"
+        ) from error
+
+
+def _running_dev() -> dict[str, Any] | None:
+    try:
+        known: dict[str, Any] = json.loads(DEV_FILE.read_text("utf-8"))
+        os.kill(int(known["pid"]), 0)
+    except (OSError, ValueError, KeyError):
+        return None
+    return known
+
+
+def template() -> Path:
+    """The fleet that comes with Pickaxe: packaged in a wheel, the checkout itself otherwise."""
+    package = Path(__file__).parents[1]
+    packaged = package / "_template"
+    folder = packaged if packaged.is_dir() else package.parent
+    if not (folder / "workers" / "app.py").exists():
+        raise ConfigurationError(f"the fleet that comes with Pickaxe is not in {folder}: reinstall pickaxe")
+    return folder
+
+
+def _set_path(ctx: click.Context, _parameter: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        ctx.ensure_object(Project).path = value
+
+
+def _app_option(**more: Any) -> Callable[[F], F]:
+    return click.option(
+        "-A",
+        "--app",
+        metavar="MODULE:ATTRIBUTE",
+        expose_value=False,
+        callback=_set_path,
+        help=f"The app; default $PICKAXE_APP, then {DEFAULT_APP} of this folder.",
+        **more,
+    )
+
+
+global_app_option = _app_option(envvar="PICKAXE_APP")
+app_option = _app_option()
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+pass_project = click.make_pass_decorator(Project, ensure=True)

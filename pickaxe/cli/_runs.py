@@ -1,0 +1,262 @@
+"""`run`, `runs`, `cancel`, `signal`, `retry`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pickaxe._durations import humanise, optional_seconds
+from pickaxe._states import RunState
+from pickaxe.authoring._handles import Agent
+from pickaxe.cli import _follow
+from pickaxe.cli._project import Project, app_option, json_option, pass_project
+from pickaxe.cli._text import (
+    Cell,
+    one_line,
+    print_json,
+    print_table,
+    safe,
+    say,
+    short,
+    shown_value,
+    state_cell,
+)
+from pickaxe.client import Run
+from pickaxe.errors import InputError, NotFoundError, RunError
+from pickaxe.store import RunView
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  pickaxe run research '{"text": "Which licences grant patents?"}' --follow
+  pickaxe run research @question.json --key order-17 --wait 60
+  echo '{"text": "..."}' | pickaxe run research - --json --delay 5m
+"""
+)
+@click.argument("agent")
+@click.argument("value", required=False, metavar="[JSON | @FILE | -]")
+@click.option("--key", help="Idempotency key: a second run with it is the first one.")
+@click.option("--delay", metavar="DURATION", help="Start later, such as 90s or 2h.")
+@click.option("--priority", type=click.IntRange(0, 9), help="0 to 9, the most urgent.")
+@click.option("--metadata", metavar="JSON", help="A JSON object kept with the run.")
+@click.option("--follow", is_flag=True, help="Show the steps as they happen, then the result.")
+@click.option("--wait", metavar="DURATION", help="Wait so long for the result (with --follow: no longer than this).")
+@json_option
+@app_option
+@pass_project
+def run(
+    project: Project,
+    agent: str,
+    value: str | None,
+    key: str | None,
+    delay: str | None,
+    priority: int | None,
+    metadata: str | None,
+    follow: bool,
+    wait: str | None,
+    as_json: bool,
+) -> None:
+    """Start a run of AGENT on the fleet.
+
+    An agent with one parameter gets the JSON as its value; one with several gets a JSON object of them, by name.
+    """
+    handle = _agent(project, agent)
+    args, kwargs = _arguments(handle, value)
+    patience = optional_seconds(wait)
+    started = handle.enqueue(
+        *args, **kwargs, idempotency_key=key, delay=delay, priority=priority, metadata=_metadata(metadata)
+    )
+    if follow:
+        _follow.follow(project.client, started, as_json=as_json, patience=patience)
+        _ended(started, as_json=as_json, patience=0 if patience is not None else None)
+    elif patience is not None:
+        _ended(started, as_json=as_json, patience=patience)
+    elif as_json:
+        print_json({"id": started.id, "agent": agent})
+    else:
+        say("started ", (started.id, "bold"), " of agent ", agent)
+        say((f"  pickaxe show {short(started.id)} --follow", "dim"))
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  pickaxe runs --state waiting --state paused
+  pickaxe runs --agent research --limit 5 --json
+"""
+)
+@click.option("--agent", help="Only of this agent.")
+@click.option("--state", "states", multiple=True, type=click.Choice([str(s) for s in RunState]), help="Only in this.")
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 10_000))
+@click.option("--children", is_flag=True, help="Child runs too.")
+@json_option
+@app_option
+@pass_project
+def runs(
+    project: Project, agent: str | None, states: tuple[str, ...], limit: int, children: bool, as_json: bool
+) -> None:
+    """The newest runs."""
+    found = project.client.runs(agent=agent, states=[RunState(s) for s in states], children=children, limit=limit)
+    if as_json:
+        print_json(found)
+    elif not found:
+        say("no runs" + (" like that" if agent or states else " yet: `pickaxe run AGENT JSON` starts one"))
+    else:
+        print_table(
+            ("run", "agent", "state", "age", "took", "input, or why it stands still"), map(_row, found), elastic=(1, -1)
+        )
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  pickaxe cancel latest --reason "asked twice"
+  pickaxe cancel 01a1faed-af31 --force
+"""
+)
+@click.argument("run", metavar="RUN")
+@click.option("--reason", default="cancelled by a person", show_default=True)
+@click.option("--force", is_flag=True, help="End it at once, without letting its agent clean up.")
+@json_option
+@app_option
+@pass_project
+def cancel(project: Project, run: str, reason: str, force: bool, as_json: bool) -> None:
+    """Tell a run, and its child runs, to stop."""
+    found = project.run(run)
+    done = found.cancel(reason, force=force)
+    _report(found, as_json, done, "is being cancelled" if not force else "was ended", "is over, or was told before")
+    if not done:
+        raise click.exceptions.Exit(1)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  pickaxe signal latest review '{"approved": true, "reviewer": "Ada"}'
+  pickaxe signal 01a1faed-af31 go
+"""
+)
+@click.argument("run", metavar="RUN")
+@click.argument("name")
+@click.argument("value", required=False, metavar="[JSON | @FILE | -]")
+@click.option("--key", help="Idempotency key: a second signal with it changes nothing.")
+@json_option
+@app_option
+@pass_project
+def signal(project: Project, run: str, name: str, value: str | None, key: str | None, as_json: bool) -> None:
+    """Send a run the signal NAME. It is kept until the run waits for it."""
+    found = project.run(run)
+    sent = found.signal(name, None if value is None else _parsed(value, f"the signal {name!r}"), idempotency_key=key)
+    _report(found, as_json, sent, f"was sent {name!r}", "is over: the signal was not kept")
+    if not sent:
+        raise click.exceptions.Exit(1)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  pickaxe runs --state paused
+  pickaxe retry 01a1faed-af31
+"""
+)
+@click.argument("run", metavar="RUN")
+@json_option
+@app_option
+@pass_project
+def retry(project: Project, run: str, as_json: bool) -> None:
+    """Let a paused run go on, with the code its workers have now."""
+    found = project.run(run)
+    done = found.retry()
+    _report(found, as_json, done, "goes on", f"is not paused, it is {found.status}")
+    if not done:
+        raise click.exceptions.Exit(1)
+
+
+def _agent(project: Project, name: str) -> Agent[Any, Any]:
+    handle = project.app.handles.get(name)
+    if not isinstance(handle, Agent):
+        known = ", ".join(sorted(h.name for h in project.app.handles.values() if isinstance(h, Agent))) or "none"
+        raise NotFoundError(f"the app has no agent {name!r}; its agents are: {known}")
+    return handle
+
+
+def _arguments(handle: Agent[Any, Any], value: str | None) -> tuple[list[Any], dict[str, Any]]:
+    if value is None:
+        return [], {}
+    given = _parsed(value, f"the input of {handle.name!r}")
+    names = list(handle.spec.signature.input.json_schema().get("properties", {}))
+    if len(names) == 1:
+        return [given], {}
+    if not isinstance(given, dict):
+        raise InputError(f"agent {handle.name!r} takes a JSON object with {', '.join(names) or 'nothing'} in it")
+    return [], given
+
+
+def _parsed(value: str, what: str) -> Any:
+    text = _read(value)
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise InputError(
+            f"{what} is not JSON ({error}): {one_line(text, 60)!r}. Text is written with its quotes: '\"text\"'"
+        ) from error
+
+
+def _read(value: str) -> str:
+    if value == "-":
+        return sys.stdin.read()
+    if not value.startswith("@"):
+        return value
+    try:
+        return Path(value[1:]).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{value[1:]} cannot be read: {error}") from error
+
+
+def _metadata(text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    found = _parsed(text, "--metadata")
+    if not isinstance(found, dict):
+        raise InputError("--metadata must be a JSON object, such as '{\"customer\": 17}'")
+    return found
+
+
+def _ended(started: Run[Any], *, as_json: bool, patience: float | None) -> None:
+    failure: RunError | None = None
+    try:
+        started.result(timeout=patience)
+    except RunError as error:
+        failure = error
+    view = started.view()
+    if as_json:
+        print_json({"id": view.id, "state": view.state, "output": view.output, "error": view.error})
+    elif failure is None:
+        _follow.print_value(view.output)
+    if failure is not None:
+        raise failure
+
+
+def _row(view: RunView) -> list[Cell]:
+    now = datetime.now(UTC)
+    note = shown_value(view.input, 80)
+    if view.state in (RunState.PAUSED, RunState.READY) and view.reason:
+        note = one_line(view.reason, 200)
+    elif view.error:
+        note = one_line(f"{view.error.get('type')}: {view.error.get('message')}", 200)
+    ran = humanise(max(0.0, ((view.finished_at or now) - (view.started_at or now)).total_seconds()))
+    age = humanise(max(0.0, (now - view.created_at).total_seconds())) + " ago"
+    return [(short(view.id), "bold"), safe(view.agent), state_cell(view.state), age, ran, (note, "dim")]
+
+
+def _report(run: Run[Any], as_json: bool, done: bool, yes: str, no: str) -> None:
+    if as_json:
+        print_json({"id": run.id, "done": done})
+    else:
+        say("run ", (short(run.id), "bold"), " ", yes if done else no)

@@ -1,0 +1,158 @@
+"""What the command line prints: safe, and legible on a terminal and in a pipe.
+
+Text from models, tools and users may hold anything. Nothing of it is ever read as markup, and control
+characters (which could rewrite the screen) are shown, not sent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pickaxe._durations import humanise
+
+# C0 and C1 controls, marks that reverse the direction of text, and surrogates no terminal can take.
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_STATES = {
+    "succeeded": ("✓", "green"),
+    "failed": ("✗", "red"),
+    "cancelled": ("⊘", "yellow"),
+    "cancelling": ("⊘", "yellow"),
+    "lost": ("✗", "red"),
+    "retrying": ("↻", "yellow"),
+    "running": ("▶", "cyan"),
+    "ready": ("·", "cyan"),
+    "blocked": ("·", "dim"),
+    "waiting": ("…", "blue"),
+    "paused": ("‖", "magenta"),
+}
+
+Cell = str | tuple[str, str]
+"""Text, or text and its style."""
+
+
+def safe(text: object) -> str:
+    """Text from anywhere, for a terminal: control characters as visible escapes."""
+    return _UNSAFE.sub(lambda m: f"\\x{ord(m[0]):02x}" if ord(m[0]) < 256 else f"\\u{ord(m[0]):04x}", str(text))
+
+
+def one_line(text: object, most: int = 0) -> str:
+    """Safe text on one line, at most so many characters long (0: any)."""
+    line = " ".join(safe(text).split())
+    return line if not most or len(line) <= most else line[: most - 1] + "…"
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Where to print."""
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+
+def styled(*cells: Cell) -> Text:
+    """A line made of pieces. All of it is plain text, already safe or made so here."""
+    return Text.assemble(*(safe(c) if isinstance(c, str) else (safe(c[0]), c[1]) for c in cells))
+
+
+def say(*cells: Cell, to: Console | None = None) -> None:
+    """Print a line."""
+    (to or console()).print(styled(*cells), soft_wrap=True)
+
+
+def state_cell(state: object, note: str = "") -> Cell:
+    """A state with its sign and colour."""
+    sign, style = _STATES.get(str(state), ("·", ""))
+    return f"{sign} {state}{note}", style
+
+
+def sign_of(state: object) -> Cell:
+    """Only the sign of a state."""
+    return _STATES.get(str(state), ("·", ""))
+
+
+def print_table(heads: Sequence[str], rows: Iterable[Sequence[Cell]], *, elastic: Sequence[int] = (-1,)) -> None:
+    """A table on a terminal; aligned columns, nothing cut off, in a pipe. Columns with nothing in them are left out.
+
+    On a terminal too narrow for all of it, the `elastic` columns give way: the last one by folding, others by
+    being cut off.
+    """
+    rows = list(rows)
+    texts = [[_plain(cell) for cell in row] for row in rows]
+    used = [i for i in range(len(heads)) if i == 0 or not texts or any(row[i] for row in texts)]
+    out = console()
+    if not out.is_terminal:
+        _print_columns([[row[i] for i in used] for row in [list(heads), *texts]])
+        return
+    gives_way = {i % len(heads) for i in elastic}
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for i in used:
+        fixed = max(len(text) for text in [heads[i], *(row[i] for row in texts)])
+        last = i == len(heads) - 1
+        table.add_column(
+            heads[i],
+            no_wrap=not last,
+            overflow="fold" if last else "ellipsis",
+            min_width=min(fixed, 10) if i in gives_way else fixed,
+        )
+    for row in rows:
+        table.add_row(*(styled(row[i]) for i in used))
+    out.print(table)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on one line, in ASCII: safe on any terminal."""
+    click.echo(json.dumps(jsonable(value), ensure_ascii=True))
+
+
+def jsonable(value: Any) -> Any:
+    """What views and errors hold, as plain JSON."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): jsonable(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [jsonable(v) for v in value]
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return str(value) if isinstance(value, uuid.UUID) else value
+
+
+def shown_value(value: Any, most: int = 0) -> str:
+    """A JSON value on one line, for people."""
+    return one_line(value if isinstance(value, str) else json.dumps(jsonable(value), ensure_ascii=False), most)
+
+
+def took(start: datetime | None, end: datetime | None) -> str:
+    """The time between two moments."""
+    return humanise(max(0.0, (end - start).total_seconds())) if start and end else ""
+
+
+def short(run: object) -> str:
+    """The beginning of a run's id: enough to tell it from others."""
+    return str(run)[:18]
+
+
+def short_worker(worker: str | None) -> str:
+    """A worker process without its machine: `worker-1 4711` for `worker-1@host 4711`."""
+    name, _, pid = (worker or "").rpartition(" ")
+    return f"{name.partition('@')[0]} {pid}" if name else (worker or "")[:12]
+
+
+def _plain(cell: Cell) -> str:
+    text = cell if isinstance(cell, str) else cell[0]
+    return " " * (len(text) - len(text.lstrip(" "))) + one_line(text)
+
+
+def _print_columns(rows: list[list[str]]) -> None:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -1,0 +1,129 @@
+"""Tools in a simulation: the real body or its replacement, between the real validation of both sides."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any, cast
+
+from pickaxe._durations import Duration, humanise, seconds
+from pickaxe._inject import Context
+from pickaxe._specs import Spec, ToolSpec
+from pickaxe.authoring._handles import MAX_PAYLOAD, Handle
+from pickaxe.engine import _attempts, _errors
+from pickaxe.errors import ConfigurationError
+from pickaxe.testing._rows import SimulatedRun, Step
+
+
+@dataclass(frozen=True, slots=True)
+class Takes:
+    """A body that takes some virtual time."""
+
+    duration: float
+    body: Callable[..., Any] | None = None
+
+
+def takes(duration: Duration, body: Callable[..., Any] | None = None) -> Any:
+    """A replacement for a tool that takes `duration` of virtual time, so that timeouts and races can be tested.
+
+    `simulate(agent, tools={search: takes("20s", lambda query: [])})`. Without `body` it is the tool itself.
+    """
+    return Takes(seconds(duration), body)
+
+
+class Bodies:
+    """What runs in place of each tool and child run, by name."""
+
+    def __init__(self, tools: Mapping[Any, Any]) -> None:
+        self._given = {_name(key): _body(key, value) for key, value in tools.items()}
+
+    def of(self, name: str) -> Takes | None:
+        """The replacement of this name."""
+        return self._given.get(name)
+
+    def duration(self, step: Step) -> float:
+        """How long an attempt takes, and may take."""
+        given, timeout = self.of(step.name), step.options.get("timeout")
+        duration = given.duration if given else 0.0
+        return duration if timeout is None else min(duration, float(timeout))
+
+    def run(self, run: SimulatedRun, step: Step) -> str:
+        """One attempt: its output as JSON text. Raises what the body raises."""
+        given, timeout = self.of(step.name), step.options.get("timeout")
+        if given is not None and timeout is not None and given.duration > timeout:
+            raise TimeoutError
+        spec: Spec = step.spec
+        arguments = spec.signature.decode_input(step.input_json)
+        if given is None or given.body is None:
+            value = spec.function(**arguments, **spec.signature.inject(_context(run, step)))
+        else:
+            value = given.body(**arguments)
+        return spec.signature.encode_output(_awaited(value), cap=MAX_PAYLOAD)
+
+
+def retry_in(step: Step, error: Exception, now: float) -> float | None:
+    """Seconds until the next attempt, by the tool's own rules without their jitter; None: there is none."""
+    if not isinstance(step.spec, ToolSpec):
+        return None
+    retry = replace(step.spec.retry, jitter=0.0)
+    claim = SimpleNamespace(options=step.options, attempt=step.attempt, deaths=0, expires=total_end(step), now=now)
+    return _attempts._wait_before_retry(
+        cast("Any", SimpleNamespace(claim=claim, spec=SimpleNamespace(retry=retry))), error
+    )
+
+
+def total_end(step: Step) -> float | None:
+    """When a call's total timeout is over."""
+    total = getattr(step.spec, "total_timeout", None)
+    return None if total is None else step.created + float(total)
+
+
+def failure(step: Step, error: Exception) -> str:
+    """What is recorded of a failed call."""
+    timeout = step.options.get("timeout")
+    if isinstance(error, TimeoutError) and timeout is not None and not error.args:
+        return _errors.timed_out(f"did not end within {humanise(timeout)}")
+    return _errors.encode(error)
+
+
+def _name(key: Any) -> str:
+    if isinstance(key, Handle):
+        return key.name
+    if isinstance(key, str):
+        return key
+    raise ConfigurationError(f"tools= of simulate takes handles or their names as keys, not {key!r}")
+
+
+def _body(key: Any, value: Any) -> Takes:
+    if isinstance(value, Takes):
+        return value if value.body is None else Takes(value.duration, _body(key, value.body).body)
+    if isinstance(value, Handle):
+        return Takes(0.0, value.fn)
+    if callable(value):
+        return Takes(0.0, value)
+    raise ConfigurationError(f"the replacement of {_name(key)!r} must be a function, not {value!r}")
+
+
+def _context(run: SimulatedRun, step: Step) -> Context:
+    return Context(
+        run=str(run.id), step=step.key, tool=step.name, attempt=step.attempt,
+        idempotency_key=f"{run.id}/{step.key}", root=str(run.root),
+    )  # fmt: skip
+
+
+def _awaited(value: Any) -> Any:
+    if not inspect.isawaitable(value):
+        return value
+    before = asyncio._get_running_loop()
+    asyncio._set_running_loop(None)  # the test itself may be running in a loop
+    try:
+        return asyncio.run(_await(value))
+    finally:
+        asyncio._set_running_loop(before)
+
+
+async def _await(value: Any) -> Any:
+    return await value

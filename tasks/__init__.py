@@ -1,0 +1,1 @@
+"""Agents: plain async functions, one pattern per file."""

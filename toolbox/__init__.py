@@ -1,0 +1,1 @@
+"""Tools: typed functions with effects, which agents call as durable steps."""

@@ -1,0 +1,1 @@
+"""The app that workers run: agents and tools, queues and limits."""
