@@ -1,7 +1,7 @@
 """The states of a run and of a step, and the one table of legal transitions.
 
 Every guarded statement in `pickaxe/store/queries` moves a row along an edge of these tables;
-`tests/integration/test_transitions.py` drives the SQL and compares. The diagram is in CONTRIBUTING.md.
+`tests/transitions.py` watches a whole fleet's updates and compares. The diagram is in CONTRIBUTING.md.
 """
 
 from __future__ import annotations
@@ -71,21 +71,26 @@ RUN_TRANSITIONS: Mapping[RunState, frozenset[RunState]] = {
     # READY→READY is a re-publish, a wake-up while already awake, or `continue_as`.
     RunState.READY: frozenset(RunState),
     # WAITING leaves only by being woken; `cancel(force=True)` ends it on the spot.
-    RunState.WAITING: frozenset({RunState.READY, RunState.CANCELLED}),
-    RunState.PAUSED: frozenset({RunState.READY, RunState.CANCELLED}),
+    RunState.WAITING: frozenset({RunState.READY, RunState.FAILED, RunState.CANCELLED}),
+    # A paused run also runs out of time.
+    RunState.PAUSED: frozenset({RunState.PAUSED, RunState.READY, RunState.FAILED, RunState.CANCELLED}),
     RunState.SUCCEEDED: frozenset(),
     RunState.FAILED: frozenset(),
     RunState.CANCELLED: frozenset(),
 }
 
 STEP_TRANSITIONS: Mapping[StepState, frozenset[StepState]] = {
-    StepState.BLOCKED: frozenset({StepState.READY, StepState.FAILED, StepState.CANCELLED}),
+    StepState.BLOCKED: frozenset(
+        {StepState.READY, StepState.WAITING, StepState.FAILED, StepState.CANCELLED, StepState.CANCELLING}
+    ),
     StepState.READY: frozenset({StepState.READY, StepState.RUNNING, StepState.FAILED, StepState.CANCELLED}),
-    StepState.RUNNING: frozenset({StepState.READY, StepState.SUCCEEDED, StepState.FAILED, StepState.CANCELLED}),
+    StepState.RUNNING: frozenset(
+        {StepState.RUNNING, StepState.READY, StepState.SUCCEEDED, StepState.FAILED, StepState.CANCELLED}
+    ),
     StepState.WAITING: frozenset(
         {StepState.WAITING, StepState.SUCCEEDED, StepState.FAILED, StepState.CANCELLED, StepState.CANCELLING}
     ),
-    StepState.CANCELLING: frozenset({StepState.SUCCEEDED, StepState.FAILED, StepState.CANCELLED}),
+    StepState.CANCELLING: frozenset({StepState.CANCELLING, StepState.SUCCEEDED, StepState.FAILED, StepState.CANCELLED}),
     StepState.SUCCEEDED: frozenset(),
     StepState.FAILED: frozenset(),
     StepState.CANCELLED: frozenset(),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from pickaxe._durations import seconds
 from pickaxe._settings import Settings
 from pickaxe.errors import ConfigurationError
 
@@ -91,9 +92,11 @@ def load_app(path: str, folder: Path | None = None) -> Pickaxe:
 
     module_name, _, attribute = path.partition(":")
     place = str((folder or Path.cwd()).absolute())
-    if place not in sys.path:
+    if sys.path[:1] != [place]:
         sys.path.insert(0, place)
-    found = getattr(_import(module_name, path), attribute or "app", None)
+    module = _import(module_name, path)
+    _must_come_from(place, module, path)
+    found = getattr(module, attribute or "app", None)
     if not isinstance(found, Pickaxe):
         what = "is not there" if found is None else f"is a {type(found).__name__}"
         raise ConfigurationError(
@@ -111,6 +114,16 @@ def _import(module: str, path: str) -> Any:
         raise ConfigurationError(
             f"the app {path} cannot be imported: {type(error).__name__}: {error}{where}"
         ) from error
+
+
+def _must_come_from(place: str, module: Any, path: str) -> None:
+    """Another package of the same name, elsewhere on the path, hides a folder without an `__init__.py`."""
+    expected = Path(place, *module.__name__.split(".")).with_suffix(".py")
+    if expected.exists() and not Path(module.__file__ or "").samefile(expected):
+        raise ConfigurationError(
+            f"the app {path} was imported from {module.__file__}, not from {expected}: add the missing __init__.py "
+            f"to {expected.parent}"
+        )
 
 
 def _running_dev() -> dict[str, Any] | None:
@@ -151,5 +164,25 @@ def _app_option(**more: Any) -> Callable[[F], F]:
 
 global_app_option = _app_option(envvar="PICKAXE_APP")
 app_option = _app_option()
+
+
+class Duration(click.ParamType):  # type: ignore[type-arg] # generic in newer releases only
+    """Seconds, or text such as `90s`, `5m`, `1d12h`."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Seconds."""
+        try:
+            return seconds(float(value))
+        except ValueError:
+            pass
+        try:
+            return seconds(value)
+        except ConfigurationError as error:
+            self.fail(str(error), param, ctx)
+
+
+DURATION = Duration()
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 pass_project = click.make_pass_decorator(Project, ensure=True)

@@ -10,11 +10,11 @@ from typing import Any
 
 import click
 
-from pickaxe._durations import humanise, optional_seconds
+from pickaxe._durations import humanise
 from pickaxe._states import RunState
 from pickaxe.authoring._handles import Agent
 from pickaxe.cli import _follow
-from pickaxe.cli._project import Project, app_option, json_option, pass_project
+from pickaxe.cli._project import DURATION, Project, app_option, json_option, pass_project
 from pickaxe.cli._text import (
     Cell,
     one_line,
@@ -42,11 +42,11 @@ Examples:
 @click.argument("agent")
 @click.argument("value", required=False, metavar="[JSON | @FILE | -]")
 @click.option("--key", help="Idempotency key: a second run with it is the first one.")
-@click.option("--delay", metavar="DURATION", help="Start later, such as 90s or 2h.")
+@click.option("--delay", type=DURATION, help="Start later, such as 90s or 2h.")
 @click.option("--priority", type=click.IntRange(0, 9), help="0 to 9, the most urgent.")
 @click.option("--metadata", metavar="JSON", help="A JSON object kept with the run.")
 @click.option("--follow", is_flag=True, help="Show the steps as they happen, then the result.")
-@click.option("--wait", metavar="DURATION", help="Wait so long for the result (with --follow: no longer than this).")
+@click.option("--wait", type=DURATION, help="Wait so long for the result (with --follow: no longer than this).")
 @json_option
 @app_option
 @pass_project
@@ -55,11 +55,11 @@ def run(
     agent: str,
     value: str | None,
     key: str | None,
-    delay: str | None,
+    delay: float | None,
     priority: int | None,
     metadata: str | None,
     follow: bool,
-    wait: str | None,
+    wait: float | None,
     as_json: bool,
 ) -> None:
     """Start a run of AGENT on the fleet.
@@ -68,15 +68,14 @@ def run(
     """
     handle = _agent(project, agent)
     args, kwargs = _arguments(handle, value)
-    patience = optional_seconds(wait)
     started = handle.enqueue(
         *args, **kwargs, idempotency_key=key, delay=delay, priority=priority, metadata=_metadata(metadata)
     )
     if follow:
-        _follow.follow(project.client, started, as_json=as_json, patience=patience)
-        _ended(started, as_json=as_json, patience=0 if patience is not None else None)
-    elif patience is not None:
-        _ended(started, as_json=as_json, patience=patience)
+        _follow.follow(project.client, started, as_json=as_json, patience=wait)
+        _ended(started, as_json=as_json, patience=0 if wait is not None else None)
+    elif wait is not None:
+        _ended(started, as_json=as_json, patience=wait)
     elif as_json:
         print_json({"id": started.id, "agent": agent})
     else:
@@ -109,7 +108,7 @@ def runs(
         say("no runs" + (" like that" if agent or states else " yet: `pickaxe run AGENT JSON` starts one"))
     else:
         print_table(
-            ("run", "agent", "state", "age", "took", "input, or why it stands still"), map(_row, found), elastic=(1, -1)
+            ("run", "agent", "state", "age", "took", "input, or why it stands still"), map(_row, found), elastic=1
         )
 
 
@@ -130,7 +129,13 @@ def cancel(project: Project, run: str, reason: str, force: bool, as_json: bool) 
     """Tell a run, and its child runs, to stop."""
     found = project.run(run)
     done = found.cancel(reason, force=force)
-    _report(found, as_json, done, "is being cancelled" if not force else "was ended", "is over, or was told before")
+    _report(
+        found,
+        as_json,
+        done,
+        "is cancelled" if found.status.terminal else "is being cancelled",
+        "is over, or was told before",
+    )
     if not done:
         raise click.exceptions.Exit(1)
 

@@ -76,9 +76,7 @@ def print_run(client: Client, node: Node, *, everything: bool = False, summary: 
     takeover = last_takeover(node)
     rows = list(_rows(node, node.run.started_at or node.run.created_at, takeover, fleet, everything=everything))
     if rows:
-        print_table(
-            ("step", "about", "state", "att.", "start", "took", "worker", "replayed", "note"), rows, elastic=(1, -1)
-        )
+        print_table(("step", "about", "state", "att.", "start", "took", "worker", "replayed", "note"), rows, elastic=1)
     if summary and node.run.state is RunState.SUCCEEDED:
         say(("result", "bold"))
         _follow.print_value(node.run.output)

@@ -15,9 +15,8 @@ from datetime import datetime
 from typing import Any
 
 import click
-from rich import box
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from pickaxe._durations import humanise
@@ -79,33 +78,54 @@ def sign_of(state: object) -> Cell:
     return _STATES.get(str(state), ("·", ""))
 
 
-def print_table(heads: Sequence[str], rows: Iterable[Sequence[Cell]], *, elastic: Sequence[int] = (-1,)) -> None:
-    """A table on a terminal; aligned columns, nothing cut off, in a pipe. Columns with nothing in them are left out.
+def print_table(heads: Sequence[str], rows: Iterable[Sequence[Cell]], *, elastic: int = -1) -> None:
+    """Aligned columns; those with nothing in them are left out. The last column is for notes.
 
-    On a terminal too narrow for all of it, the `elastic` columns give way: the last one by folding, others by
-    being cut off.
+    In a pipe nothing is cut off. On a terminal too narrow for all of it the `elastic` column is cut, and a note
+    that does not fit goes on a line of its own.
     """
-    rows = list(rows)
-    texts = [[_plain(cell) for cell in row] for row in rows]
-    used = [i for i in range(len(heads)) if i == 0 or not texts or any(row[i] for row in texts)]
+    lines = [[_split(cell) for cell in row] for row in rows]
+    used = [i for i in range(len(heads)) if i == 0 or not lines or any(line[i][0] for line in lines)]
+    lines = [[(head, "bold") for head in heads], *lines]
+    widths = {i: max(cell_len(line[i][0]) for line in lines) for i in used}
     out = console()
-    if not out.is_terminal:
-        _print_columns([[row[i] for i in used] for row in [list(heads), *texts]])
-        return
-    gives_way = {i % len(heads) for i in elastic}
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for i in used:
-        fixed = max(len(text) for text in [heads[i], *(row[i] for row in texts)])
-        last = i == len(heads) - 1
-        table.add_column(
-            heads[i],
-            no_wrap=not last,
-            overflow="fold" if last else "ellipsis",
-            min_width=min(fixed, 10) if i in gives_way else fixed,
-        )
-    for row in rows:
-        table.add_row(*(styled(row[i]) for i in used))
-    out.print(table)
+    if out.is_terminal:
+        _fit(widths, out.width, elastic % len(heads), last=len(heads) - 1)
+    for line in lines:
+        _print_line(out, line, widths, last=len(heads) - 1)
+
+
+def _fit(widths: dict[int, int], most: int, elastic: int, *, last: int) -> None:
+    """Make room: cut the elastic column, but not to less than 10."""
+    room = most - sum(width + 2 for i, width in widths.items() if i not in (elastic, last))
+    if elastic in widths and elastic != last:
+        widths[elastic] = max(10, min(widths[elastic], room - 2 - min(widths.get(last, 0), 26)))
+
+
+def _print_line(out: Console, line: list[tuple[str, str]], widths: Mapping[int, int], *, last: int) -> None:
+    made = Text()
+    for i in widths:
+        text, style = line[i]
+        if i != last:
+            made.append(set_cell_size(_cut(text, widths[i]), widths[i]) + "  ", style)
+    note, style = line[last] if last in widths else ("", "")
+    if note and out.is_terminal and made.cell_len + cell_len(note) > out.width:
+        made.rstrip()
+        made.append(f"\n    ↳ {note}", style)
+    else:
+        made.append(note, style)
+    made.rstrip()
+    out.print(made, soft_wrap=True)
+
+
+def _cut(text: str, width: int) -> str:
+    return text if cell_len(text) <= width else set_cell_size(text, width - 1) + "…"
+
+
+def _split(cell: Cell) -> tuple[str, str]:
+    """A cell's text on one line, its indentation kept, and its style."""
+    text, style = (cell, "") if isinstance(cell, str) else cell
+    return " " * (len(text) - len(text.lstrip(" "))) + one_line(text), style
 
 
 def print_json(value: Any) -> None:
@@ -145,14 +165,3 @@ def short_worker(worker: str | None) -> str:
     """A worker process without its machine: `worker-1 4711` for `worker-1@host 4711`."""
     name, _, pid = (worker or "").rpartition(" ")
     return f"{name.partition('@')[0]} {pid}" if name else (worker or "")[:12]
-
-
-def _plain(cell: Cell) -> str:
-    text = cell if isinstance(cell, str) else cell[0]
-    return " " * (len(text) - len(text.lstrip(" "))) + one_line(text)
-
-
-def _print_columns(rows: list[list[str]]) -> None:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -12,9 +12,9 @@ from typing import Any
 import click
 import redis
 
-from pickaxe._durations import humanise, seconds
+from pickaxe._durations import humanise
 from pickaxe.cli._errors import refused
-from pickaxe.cli._project import Project, app_option, json_option, pass_project
+from pickaxe.cli._project import DURATION, Project, app_option, json_option, pass_project
 from pickaxe.cli._text import console, print_json, say
 from pickaxe.errors import ServiceUnavailableError
 from pickaxe.store import migrate as migrate_schema
@@ -42,7 +42,7 @@ Examples:
 @click.option("-n", "--hostname", metavar="NAME", help="This worker's name, such as web-1@%h.")
 @click.option("-l", "--loglevel", default="INFO", show_default=True,
               type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False))  # fmt: skip
-@click.option("--wait", default="30s", show_default=True, metavar="DURATION", help="How long to wait for services.")
+@click.option("--wait", default="30s", show_default=True, type=DURATION, help="How long to wait for services.")
 @app_option
 @pass_project
 def worker(
@@ -52,11 +52,11 @@ def worker(
     concurrency: int | None,
     hostname: str | None,
     loglevel: str,
-    wait: str,
+    wait: float,
 ) -> None:
     """Run agents and tools in this process, until Ctrl-C."""
     app = project.app
-    wait_for_services(project, seconds(wait))
+    wait_for_services(project, wait)
     app.client.close()
     if pool == "coroutines":
         from pickaxe.broker import use_coroutine_pool
@@ -80,14 +80,14 @@ Examples:
   pickaxe migrate --wait 60s --json
 """
 )
-@click.option("--wait", default="0s", show_default=True, metavar="DURATION", help="How long to wait for Postgres.")
+@click.option("--wait", default="0s", show_default=True, type=DURATION, help="How long to wait for Postgres.")
 @json_option
 @app_option
 @pass_project
-def migrate(project: Project, wait: str, as_json: bool) -> None:
+def migrate(project: Project, wait: float, as_json: bool) -> None:
     """Make or update Pickaxe's tables. Safe to run from several places at once."""
     store = project.client.store
-    before, after = _patiently(lambda: migrate_schema(store.database), seconds(wait))
+    before, after = _patiently(lambda: migrate_schema(store.database), wait)
     if as_json:
         print_json({"before": before, "after": after})
     elif before == after:

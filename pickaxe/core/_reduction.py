@@ -87,6 +87,8 @@ class Reduction:
         news = list(news)
         for record in news:
             self._log[record.key] = record
+            if self._inline and record.state.terminal:
+                self._inline.pop(record.key, None)
         with _purity.guarded(), running(self.loop):
             try:
                 self._feed(deque(self._in_order(news, arrivals)))
@@ -151,7 +153,6 @@ class Reduction:
                 self.loop.now = max(self.loop.now, timer.when())
             self.loop.fire(timer)
         elif future := self._waiting.pop(record.key, None):
-            self._inline.pop(record.key, None)
             for key in self._groups.pop(record.key, ()):
                 if self._log[key].order is None:
                     self.abandon(key)

@@ -23,7 +23,7 @@ from pickaxe._inject import Context
 from pickaxe._specs import ToolSpec
 from pickaxe._states import StepState
 from pickaxe.engine import _errors
-from pickaxe.engine._dispatch import claims_of, dispatch, publish_run
+from pickaxe.engine._dispatch import agent_message, claims_of, dispatch, publish
 from pickaxe.engine._engine import Engine
 from pickaxe.engine._released import publish_released
 from pickaxe.engine._transitions import step_entry
@@ -207,23 +207,34 @@ def fail(attempt: Attempt, error: BaseException, *, chord: bool = False) -> Sett
 def perform(attempt: Attempt, *, chord: bool = False) -> Settled | None:
     """Run and record, in this thread."""
     try:
-        value = run_sync(attempt)
-    except BaseException as error:  # noqa: BLE001 - whatever a tool raises is its outcome, and is recorded
-        return _failed_or_leaving(attempt, error, chord=chord)
-    return finish(attempt, value, chord=chord)
+        try:
+            value = run_sync(attempt)
+        except BaseException as error:  # noqa: BLE001 - whatever a tool raises is its outcome, and is recorded
+            return _failed_or_leaving(attempt, error, chord=chord)
+        return finish(attempt, value, chord=chord)
+    finally:
+        # If nothing was recorded, the next beats find that this process owns a call that it does not run.
+        attempt.engine.running.remove(attempt.token)
 
 
 async def perform_async(attempt: Attempt, *, chord: bool = False) -> None:
     """Run and record on an event loop; recording happens in a thread."""
     try:
         value = await run_async(attempt)
-    except BaseException as error:
-        if isinstance(error, asyncio.CancelledError):
-            give_back(attempt, "its worker is going down")
-            raise
-        await asyncio.to_thread(_failed_or_leaving, attempt, error, chord=chord)
+    except asyncio.CancelledError:
+        give_back(attempt, "its worker is going down")
+        raise
+    except BaseException as error:  # noqa: BLE001 - as above
+        await asyncio.to_thread(_recorded, attempt, _failed_or_leaving, error, chord=chord)
     else:
-        await asyncio.to_thread(finish, attempt, value, chord=chord)
+        await asyncio.to_thread(_recorded, attempt, finish, value, chord=chord)
+
+
+def _recorded(attempt: Attempt, record: Callable[..., Settled | None], outcome: Any, *, chord: bool) -> None:
+    try:
+        record(attempt, outcome, chord=chord)
+    finally:
+        attempt.engine.running.remove(attempt.token)
 
 
 def _failed_or_leaving(attempt: Attempt, error: BaseException, *, chord: bool) -> Settled | None:
@@ -249,18 +260,14 @@ def give_back(attempt: Attempt, reason: str) -> None:
 def _insist(attempt: Attempt, write: Callable[[], T]) -> T:
     """Record an outcome, however long Postgres is away: it is known here and nowhere else."""
     deadline = time.monotonic() + PERSISTENCE
-    try:
-        while True:
-            try:
-                return write()
-            except ServiceUnavailableError as error:
-                if time.monotonic() >= deadline:
-                    raise
-                logger.warning("%s: its outcome cannot be recorded yet: %s", attempt.token, error)
-                time.sleep(1.0)
-    finally:
-        # If it was not recorded, the next beats find that this process owns a call that it does not run.
-        attempt.engine.running.remove(attempt.token)
+    while True:
+        try:
+            return write()
+        except ServiceUnavailableError as error:
+            if time.monotonic() >= deadline:
+                raise
+            logger.warning("%s: its outcome cannot be recorded yet: %s", attempt.token, error)
+            time.sleep(1.0)
 
 
 def _settle(
@@ -281,7 +288,8 @@ def _settle(
     # A chord ends in the agent's message, but only after all of its calls: a failure wakes the agent at once.
     # An inline call's caller goes on by itself.
     if settled.woken and not claim.options.get("inline") and (not chord or state is not StepState.SUCCEEDED):
-        publish_run(engine, claim.run)
+        wake = settled.seq or 0
+        publish(engine, [agent_message(claim.run, claim.agent, claim.queue, claim.priority, claim.root, wake)])
     return settled
 
 

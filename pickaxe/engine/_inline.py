@@ -42,8 +42,8 @@ def _new(row: RunRow, request: Request) -> Claim:
     # Inserted as running, by this process, in the commit that has just succeeded.
     options = _values.load(_values.dump(dict(request.options)))
     return Claim(
-        row.id, request.key, request.name, request.input, options, 1, 0, request.group, None, row.agent, row.root,
-        None, row.now,
+        row.id, request.key, request.name, request.input, options, 1, 0, request.group, None,
+        row.agent, row.root, row.queue, row.priority, None, row.now,
     )  # fmt: skip
 
 

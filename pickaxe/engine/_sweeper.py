@@ -151,7 +151,7 @@ def sweep(engine: Engine) -> None:
     _time_out(engine)
     for run, key in engine.store.due_lookbacks():
         publish_runs(engine, engine.store.look_back(run, key))
-    for run in engine.store.due_cancellations():
+    for run in engine.store.due_cancellations(engine.settings.redispatch_cap):
         cancel(engine, run, reason="its parent run no longer waits for it")
     release_due(engine)
 

@@ -115,9 +115,10 @@ class FleetStore:
         """Runs past their timeout."""
         return [row.id for row in self.database.rows("overdue_runs", batch=BATCH)]
 
-    def due_cancellations(self) -> list[uuid.UUID]:
+    def due_cancellations(self, cap: float) -> list[uuid.UUID]:
         """Child runs to be told that nobody waits for them."""
-        return [row.id for row in self.database.rows("due_cancellations", batch=BATCH)]
+        rows = self.database.rows("due_cancellations", batch=BATCH, base=self.redispatch, cap=cap)
+        return [row.id for row in rows if row.id is not None]
 
     def defer_steps(self, steps: Sequence[dict[str, Any]]) -> None:
         """Move calls to a later time: mappings of run, key, attempt, wait (seconds), granted and reason."""

@@ -79,7 +79,10 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A step, owned. `expires` and `now` are epoch seconds on the database's clock."""
+    """A step, owned. `expires` and `now` are epoch seconds on the database's clock.
+
+    `agent`, `root`, `queue` and `priority` are its run's: what it takes to publish that.
+    """
 
     run: uuid.UUID
     key: str
@@ -92,6 +95,8 @@ class Claim:
     history: str | None
     agent: str
     root: uuid.UUID
+    queue: str
+    priority: int
     expires: float | None
     now: float
 
@@ -183,7 +188,7 @@ class RunStore:
             return None
         return Claim(
             run, key, row.name, row.input, _values.load(row.options), row.attempt, row.deaths, row.group_key,
-            row.history, row.agent, row.root, row.expires, row.now,
+            row.history, row.agent, row.root, row.queue, row.priority, row.expires, row.now,
         )  # fmt: skip
 
     def settle(

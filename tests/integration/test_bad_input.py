@@ -9,9 +9,9 @@ import sys
 
 import pytest
 import redis
-from tests.workers import ROOT, eventually, running_worker
 
 from pickaxe import Pickaxe, agent, tool
+from tests.workers import ROOT, eventually, running_worker
 
 
 @tool(queue="tools")

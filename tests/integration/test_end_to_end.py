@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from pickaxe import errors
+from tests.transitions import check, watch
 from tests.workers import eventually, running_worker
 
 
@@ -39,12 +40,14 @@ def fleet(tmp_path_factory):
         finally:
             for name, value in before.items():
                 os.environ.pop(name) if value is None else os.environ.update({name: value})
+        watch(database_url)
         module.ledger = folder / "ledger"  # type: ignore[attr-defined]
         module.worker_environment = environment  # type: ignore[attr-defined]
         with running_worker(environment, folder / "worker.log") as worker:
             module.worker = worker  # type: ignore[attr-defined]
             yield module
             assert worker.process.poll() is None, worker.text()
+        assert len(check(database_url)) > 10
         module.app.client.close()
 
 
@@ -251,3 +254,19 @@ def test_a_tool_knows_its_call_and_is_given_what_its_process_made_once(fleet):
     made = [pid for (pid,) in ledger(fleet, "connected")]
     assert len(made) == len(set(made))
     assert max(answer["uses"] for answer in more) > 1
+
+
+def test_parked_runs_hold_no_message_and_no_redis_key(fleet):
+    """Streams outlive their last entry by a minute, and are made to go at once here."""
+    runs = fleet.waiting.enqueue_many([(f"go-{i}",) for i in range(20)])
+    for run in runs:
+        eventually(lambda run=run: run.status == "waiting", what="the wait")
+    redis = fleet.app.client.redis
+    redis.delete(*(f"pickaxe:stream:{run.id}" for run in runs))
+    left = eventually(lambda: not [k for k in redis.scan_iter("*") if any(run.id in k for run in runs)], what="no keys")
+    assert left
+    queues = [k for k in redis.scan_iter("*") if k.startswith(("agents", "tools", "web", "unacked"))]
+    assert sum(redis.llen(k) for k in queues if redis.type(k) == "list") == 0
+    for number, run in enumerate(runs):
+        run.signal(f"go-{number}", number)
+    assert [run.result(timeout=30) for run in runs] == list(range(20))

@@ -34,7 +34,7 @@ def test_four_workers_share_50_calls_a_second_and_unrelated_traffic_is_as_fast_a
                     pool="solo",
                     queues="agents,limited,free",
                     name=f"w{n}",
-                )  # fmt: skip
+                )
             )
         unrelated.enqueue(40).result(timeout=60)
         alone = statistics.median(wait for _, wait in lines(ledger, "free"))

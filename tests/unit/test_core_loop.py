@@ -1,5 +1,7 @@
 """The deterministic loop behaves as asyncio does, the same in every replay."""
 
+# ruff: noqa: RUF006 - the loop keeps its tasks alive, unlike asyncio's
+
 from __future__ import annotations
 
 import asyncio
@@ -323,7 +325,9 @@ def test_as_completed_over_coroutines_is_refused_because_their_order_is_chance()
         for each in asyncio.as_completed([own()]):
             await each
 
-    with pytest.raises(RunFailedError, match=r"as_completed at .*test_core_loop.py:\d+ starts coroutines in no fixed order"):
+    with pytest.raises(
+        RunFailedError, match=r"as_completed at .*test_core_loop.py:\d+ starts coroutines in no fixed order"
+    ):
         simulate(agent(main)).result()
 
 
@@ -658,14 +662,16 @@ class TestDroppedReductions:
 
         self.drop(main)
 
-    def test_a_coroutine_that_ignores_being_closed_is_kept_for_ever_instead(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_a_coroutine_that_ignores_being_closed_is_kept_for_ever_instead(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
         release = self.release()
 
         async def main() -> None:
             while True:
                 try:
                     await release(1)
-                except BaseException:  # noqa: BLE001
+                except BaseException:
                     continue
 
         kept = len(_loop._undying)

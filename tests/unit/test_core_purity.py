@@ -1,5 +1,7 @@
 """I/O, threads and blocking calls are refused inside agents, and only there."""
 
+# ruff: noqa: PTH102, PTH107, PTH123, PTH208, SIM115 - every way of doing it is the subject here
+
 from __future__ import annotations
 
 import asyncio
@@ -57,7 +59,9 @@ def test_an_effect_in_an_agent_is_refused_at_its_line(name: str) -> None:
     async def main() -> None:
         EFFECTS[name]()
 
-    with pytest.raises(RunFailedError, match=r"ImpureAgentError: an agent tried to .* at .*test_core_purity.py:\d+") as refused:
+    with pytest.raises(
+        RunFailedError, match=r"ImpureAgentError: an agent tried to .* at .*test_core_purity.py:\d+"
+    ) as refused:
         simulate(agent(main)).result()
     assert "move this line into a tool" in str(refused.value)
 

@@ -128,6 +128,14 @@ DECLARE
     over boolean := p_state IN ('succeeded', 'failed', 'cancelled');
 BEGIN
     committed := false; parent_woken := false; released := '{}'; orphans := '{}';
+    IF p_cancels <> '{}' THEN
+        -- In the order in which a gathered step ends: itself, its gather, the run. Else the two would block each
+        -- other until Postgres notices, which takes a second.
+        PERFORM 1 FROM pickaxe.step
+            WHERE run_id = p_run AND key = ANY (p_cancels) AND group_key IS NOT NULL ORDER BY key FOR UPDATE;
+        PERFORM 1 FROM pickaxe.step
+            WHERE run_id = p_run AND key = ANY (p_cancels) AND kind = 'gather' ORDER BY key FOR UPDATE;
+    END IF;
     UPDATE pickaxe.run t SET
         state = p_state, head = p_new_head,
         output = CASE WHEN over THEN p_output ELSE t.output END,
@@ -188,7 +196,7 @@ BEGIN
                 due = CASE WHEN s.kind = 'child'
                     AND (s.state = 'blocked' OR s.options::jsonb->>'policy' <> 'detach')
                     THEN clock_timestamp() END,
-                expires = NULL, owner = NULL, finished_at = clock_timestamp()
+                dispatches = 0, expires = NULL, owner = NULL, finished_at = clock_timestamp()
             WHERE s.run_id = p_run AND s.key = ANY (p_cancels)
                 AND s.state IN ('blocked', 'ready', 'running', 'waiting')
             RETURNING s.key, s.kind, s.state
@@ -242,7 +250,7 @@ BEGIN
                 THEN 'cancelling' ELSE 'cancelled' END,
             due = CASE WHEN kind = 'child' AND (state = 'blocked' OR options::jsonb->>'policy' <> 'detach')
                 THEN clock_timestamp() END,
-            expires = NULL, owner = NULL, finished_at = clock_timestamp()
+            dispatches = 0, expires = NULL, owner = NULL, finished_at = clock_timestamp()
             WHERE run_id = p_run AND state IN ('blocked', 'ready', 'running', 'waiting');
         SELECT coalesce(array_agg(c.id), '{}') INTO orphans
             FROM pickaxe.step t JOIN pickaxe.run c ON c.parent_run = p_run AND c.parent_step = t.key
