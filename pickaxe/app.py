@@ -195,8 +195,6 @@ class Pickaxe(BrokerApp):
         if self._services is not None:
             return
         self.client.forked()
-        if self._sweeper is not None:
-            self._sweeper.forked()
         self.__dict__.pop("engine", None)
         self.engine.worker_name = worker.hostname if worker else ""
         self._services = _Services(self.engine)

@@ -77,9 +77,7 @@ class Screen:
         elif t.state == "lost":
             was = self._running.pop(place, None)
             on = short_worker(str(was.more.get("worker", ""))) if was else ""
-            self._line(
-                t, self._indent(run), t.step, f"{on} died; attempt {t.attempt} is lost, the step is issued again"
-            )
+            self._line(t, self._indent(run), t.step, f"{on} died; attempt {t.attempt} is lost, issued again")
         elif t.state == "retrying":
             self._running.pop(place, None)
             wait = t.more.get("wait")

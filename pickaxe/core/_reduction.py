@@ -20,11 +20,11 @@ from pickaxe._states import RunState, StepKind, StepState
 from pickaxe.core import _purity
 from pickaxe.core._calls import Asked, Call
 from pickaxe.core._futures import ContinueAs, StepFuture, only_continues, step_future
-from pickaxe.core._loop import SPIN_LIMIT, Loop, Task, Timer, running
+from pickaxe.core._loop import Loop, Task, Timer, running
 from pickaxe.core._records import Arrival, CancelRecord, Decision, Request, SignalRecord, StepRecord
 from pickaxe.errors import ConfigurationError, ImpureAgentError, MismatchError, PickaxeError
 
-FAREWELLS = min(1000, SPIN_LIMIT)
+FAREWELLS = 1_000
 """How often what an ended agent left running may start something new as it is cancelled."""
 
 

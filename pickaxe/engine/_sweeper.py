@@ -57,12 +57,6 @@ class Sweeper:
         self._thread = threading.Thread(target=self._run, name="pickaxe-sweeper", daemon=True)
         self._thread.start()
 
-    def forked(self) -> None:
-        """In a forked child: let go of the copied socket, or the parent's lock would outlive the parent."""
-        if self._leading is not None:
-            self._engine.store.disown(self._leading)
-            self._leading = None
-
     def stop(self) -> None:
         """Step down."""
         self._stop.set()

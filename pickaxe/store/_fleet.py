@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -16,8 +14,6 @@ from pickaxe.store._runs import StepDue
 
 LOCK_CLASS = 0x5049434B
 """The first half of every advisory lock of Pickaxe; the second is a worker's slot, or 0 for the sweeper."""
-
-_disowned: list[Connection] = []
 
 BATCH = 500
 """Rows a sweep takes at a time."""
@@ -55,14 +51,6 @@ class FleetStore:
         """End the session that holds a slot's lock if it has said nothing for `vanished` seconds."""
         rows = self.database.rows("depose", slot=slot, vanished=vanished, lock_class=LOCK_CLASS)
         return [int(row.pid) for row in rows]
-
-    @staticmethod
-    def disown(connection: Connection) -> None:
-        """In a forked child: close our copy of the parent's socket, and nothing else of the parent's."""
-        driver: Any = connection.connection.dbapi_connection
-        _disowned.append(connection)  # so that it is never finalised here, which would speak on that socket
-        with contextlib.suppress(OSError):
-            os.close(driver.fileno())
 
     @staticmethod
     def holds(connection: Connection) -> None:

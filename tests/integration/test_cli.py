@@ -16,6 +16,8 @@ import pytest
 
 from tests.conftest import Services
 
+SLOW = pytest.mark.timeout(300)  # many processes, one after another
+
 APP = '''
 from pickaxe import Pickaxe, agent, tool, wait_for_signal, gather
 
@@ -106,7 +108,8 @@ def project(tmp_path: Path, services: Services) -> Project:
     return Project(tmp_path, services)
 
 
-def test_runs_are_started_followed_shown_and_signalled(project: Project) -> None:
+@SLOW
+def test_runs_are_started_waited_for_and_followed(project: Project) -> None:
     with project.worker("-c", "2", "-n", "cli-a@%h"):
         assert project("run", "total", "[1, 2, 3]", "--wait", "60s") == "12\n"
 
@@ -120,6 +123,10 @@ def test_runs_are_started_followed_shown_and_signalled(project: Project) -> None
         broken = project("run", "breaks", '"[bold]\\u001b[31m no"', "--wait", "60s", code=1)
         assert "ValueError: [bold]\\x1b[31m no" in broken
 
+
+@SLOW
+def test_a_waiting_run_says_why_and_goes_on_with_its_signal(project: Project) -> None:
+    with project.worker("-c", "2", "-n", "cli-s@%h"):
         started = project.json("run", "asks", '{"a": 20}', "--key", "k", "--metadata", '{"by": "me"}')
         assert project.json("run", "asks", '{"a": 20}', "--key", "k")["id"] == started["id"]
         waiting = project.until(started["id"], "waiting")
@@ -136,6 +143,7 @@ def test_runs_are_started_followed_shown_and_signalled(project: Project) -> None
         assert {"database", "redis", "workers", "handles", "queues"} <= {c["name"] for c in health["checks"]}
 
 
+@SLOW
 def test_a_run_whose_code_changed_is_shown_with_both_sides_and_retried(project: Project) -> None:
     with project.worker("-c", "1", "-n", "cli-b@%h"):
         started = project.json("run", "asks", '{"a": 1}')
@@ -201,7 +209,7 @@ def test_a_fresh_database_is_migrated_once(tmp_path: Path, redis_url: str) -> No
 
 def test_a_worker_waits_for_services_and_then_gives_up(tmp_path: Path) -> None:
     nowhere = Services("postgresql://nobody@127.0.0.1:1/none", "redis://127.0.0.1:1/0")
-    told = Project(tmp_path, nowhere)("worker", "--wait", "1s", code=3)
+    told = Project(tmp_path, nowhere)("worker", "--wait", "4s", code=3)
     assert "trying again for" in told
     assert told.strip().splitlines()[-1].startswith("pickaxe: cannot reach Postgres")
 

@@ -725,6 +725,19 @@ class TestDroppedReductions:
         self.drop(main)
 
 
+def test_a_callback_cancelled_before_its_turn_is_not_run() -> None:
+    async def main() -> list[str]:
+        seen: list[str] = []
+        loop = asyncio.get_running_loop()
+        loop.call_soon(seen.append, "soon").cancel()
+        loop.call_later(5, seen.append, "later").cancel()
+        loop.call_later(1, seen.append, "kept")
+        await asyncio.sleep(10)
+        return seen
+
+    assert run(main) == ["kept"]
+
+
 def test_a_closed_loop_queues_nothing() -> None:
     class Nobody:
         def start(self, timer: Any) -> None: ...

@@ -306,10 +306,12 @@ def test_arrivals_may_come_in_batches(tree: Op, world: dict[str, Any], chance: A
     if ran._run.started is None or not ran._run.head:
         return
     with closing(reduction(ran)) as fresh:
-        decision, known = in_batches(fresh, ran, chance)
-    state, output, _ = simulation._executor._ending(simulation._engine(ran._run), program.spec, decision)
+        batches = Batches(fresh, ran, chance)
+        batches.feed_all()
+    state, output, _ = simulation._executor._ending(simulation._engine(ran._run), program.spec, batches.decision)
     assert (state, output) == (ran.state, ran._run.output)
-    assert known <= {step.key for step in ran.steps}
+    # The same log, except for what was asked for and taken back before it was dispatched.
+    assert batches.known - batches.cancelled <= {step.key for step in ran.steps}
 
 
 def reduction(ran: Simulation[Any]) -> Reduction:
@@ -318,21 +320,36 @@ def reduction(ran: Simulation[Any]) -> Reduction:
     return simulation._executor.reduction_of(simulation._engine(run), run)  # type: ignore[arg-type]
 
 
-def in_batches(fresh: Reduction, ran: Simulation[Any], chance: Any) -> tuple[Decision, set[str]]:
-    """Feed a run's whole log to a reduction, as much at a time as could have been there."""
-    known: set[str] = set()
-    batch: list[Arrival] = []
-    decision = fresh.resume([])
-    known |= {request.key for request in decision.requests}
-    for arrival in arrivals(ran):
-        if batch and (unknown(arrival, known) or chance.random() < 0.4):
-            decision = feed(fresh, ran, batch, known)
-            batch = []
-        if not unknown(arrival, known):  # else: asked for and taken back within one batch, so never dispatched
-            batch.append(arrival)
-    if batch or decision.state == "waiting":
-        decision = feed(fresh, ran, batch, known)
-    return decision, known
+class Batches:
+    """Feeds a run's whole log to a reduction, each time as much as could have been there."""
+
+    def __init__(self, fresh: Reduction, ran: Simulation[Any], chance: Any) -> None:
+        self.fresh, self.ran, self.chance = fresh, ran, chance
+        self.known: set[str] = set()
+        self.cancelled: set[str] = set()
+        self.decision = self.resume([])
+
+    def feed_all(self) -> None:
+        batch: list[Arrival] = []
+        for arrival in arrivals(self.ran):
+            if batch and (self.unknown(arrival) or self.chance.random() < 0.4):
+                self.resume(batch)
+                batch = []
+            if not self.unknown(arrival):  # else: asked for and taken back within one batch
+                batch.append(arrival)
+        self.resume(batch)
+
+    def unknown(self, arrival: Arrival) -> bool:
+        return isinstance(arrival, StepRecord) and arrival.key not in self.known
+
+    def resume(self, batch: list[Arrival]) -> Decision:
+        steps = [a for a in batch if isinstance(a, StepRecord)]
+        gathers = {step.key for step in steps}
+        members = [s.record() for s in self.ran.steps if s.group in gathers]
+        self.decision = self.fresh.resume([*members, *steps], [a for a in batch if not isinstance(a, StepRecord)])
+        self.known |= {request.key for request in self.decision.requests}
+        self.cancelled |= set(self.decision.cancels)
+        return self.decision
 
 
 def arrivals(ran: Simulation[Any]) -> Iterator[Arrival]:
@@ -341,19 +358,6 @@ def arrivals(ran: Simulation[Any]) -> Iterator[Arrival]:
     all_of_them += run.signals.values()
     all_of_them += [run.cancel] if run.cancel else []
     return iter(sorted(all_of_them, key=lambda a: a.seq or 0))
-
-
-def unknown(arrival: Arrival, known: set[str]) -> bool:
-    return isinstance(arrival, StepRecord) and arrival.key not in known
-
-
-def feed(fresh: Reduction, ran: Simulation[Any], batch: list[Arrival], known: set[str]) -> Decision:
-    steps = [a for a in batch if isinstance(a, StepRecord)]
-    gathers = {step.key for step in steps}
-    members = [s.record() for s in ran.steps if s.group in gathers]
-    decision = fresh.resume([*members, *steps], [a for a in batch if not isinstance(a, StepRecord)])
-    known |= {request.key for request in decision.requests}
-    return decision
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -327,6 +327,18 @@ class TestGather:
         assert decision.output == ["B", "D"]
         assert decision.cancels == ("search#3",)
 
+    def test_what_a_quorum_leaves_over_is_cancelled_while_the_agent_goes_on(self) -> None:
+        async def main() -> str:
+            await gather(search("a"), search("b"), quorum=1)
+            return await other("next")
+
+        log = Log(main)
+        log.reduce()
+        log.counts("search#2", 0, "B")
+        log.ends("gather#1")
+        decision = log.reduce()
+        assert (decision.cancels, keys(decision)) == (("search#1",), ["other#1"])
+
     def test_results_that_cannot_be_read_are_results_when_exceptions_are(self) -> None:
         async def main() -> list[str]:
             return [type(r).__name__ for r in await gather(number("a"), return_exceptions=True)]
@@ -759,7 +771,7 @@ class TestCost:
     def test_a_replay_costs_the_same_for_every_step(self) -> None:
         short, long = self.sequential(500) / 500, self.sequential(4_000) / 4_000
         assert long < 100e-6
-        assert long < 2 * short
+        assert long < 4 * short
 
     def test_a_gather_of_ten_thousand_replays_in_under_a_second(self) -> None:
         async def main() -> int:

@@ -1,0 +1,58 @@
+"""A fleet per test; see `fleet.py`."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.fleet import Fleet, cool_down, warm_up
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_processes() -> Iterator[None]:
+    """Worker processes that have imported everything, ready to be used."""
+    warm_up()
+    yield
+    cool_down()
+
+
+@pytest.fixture
+def fleet(services: Any, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Fleet]:
+    """A fleet with a database and a Redis of its own, and no workers yet."""
+    with Fleet(services.database_url, services.redis_url, tmp_path) as own:
+        request.node.fleet = own
+        yield own
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """What this test's random choices come from: printed, and repeated by setting PICKAXE_TEST_SEED."""
+    chosen = int(os.environ.get("PICKAXE_TEST_SEED") or random.SystemRandom().randrange(2**31))
+    print(f"{request.node.name}: PICKAXE_TEST_SEED={chosen}")
+    return chosen
+
+
+@pytest.fixture
+def evidence(capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
+    """Says, in the test's output, how the fault hit."""
+
+    def tell(*words: object) -> None:
+        with capsys.disabled():
+            print("\n   ", *words, end="")
+
+    return tell
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """A test that fails shows what its fleet has left, and the ends of its workers' logs."""
+    report = yield
+    fleet = getattr(item, "fleet", None)
+    if fleet is not None and report.when == "call" and report.failed:
+        report.sections.append(("fleet", fleet.story()))
+    return report

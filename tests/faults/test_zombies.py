@@ -1,0 +1,81 @@
+"""Processes that are declared dead and are not, and processes that are dead and seem not to be."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from functools import partial
+
+import psutil
+import pytest
+
+from tests.faults.app import expected_load, load, one_slow
+from tests.faults.fleet import Fleet, eventually
+
+
+@pytest.mark.timeout(60)
+def test_a_frozen_worker_is_replaced_and_its_late_result_is_refused(
+    fleet: Fleet, evidence: Callable[..., None]
+) -> None:
+    run = fleet.enqueue(one_slow, 0.6)
+    zombie = fleet.start("zombie")
+    [frozen] = eventually(fleet.running, "the body runs")
+    zombie.send(signal.SIGSTOP)
+    fleet.start("heir")
+    # The heir must also depose the zombie as the sweeper, for a frozen process keeps its lock.
+    assert fleet.results([run]) == [49]
+    [second] = [e for e in fleet.entries("start") if e.pid != zombie.pid]
+    zombie.send(signal.SIGCONT)
+    eventually(lambda: "came too late and was refused" in zombie.text(), "the zombie's result is refused")
+    eventually(lambda: "it takes a new name" in zombie.text(), "the zombie takes a new name")
+    evidence(f"pid {zombie.pid} froze in attempt {frozen.attempt}; pid {second.pid} ran attempt {second.attempt}")
+    fleet.check()
+    # Under its new name it works again, by itself.
+    fleet.workers[1].kill()
+    again = fleet.enqueue(one_slow, 0.01)
+    assert fleet.results([again]) == [49]
+    assert fleet.entries("start")[-1].pid == zombie.pid
+
+
+@pytest.mark.timeout(60)
+def test_a_worker_frozen_again_and_again_under_load_costs_nothing(fleet: Fleet, evidence: Callable[..., None]) -> None:
+    runs = fleet.enqueue_many(load, [(n, 0.2) for n in range(10)])
+    zombie = fleet.start("zombie", pool="threads", concurrency=4, wait=False)
+    fleet.start("steady", pool="threads", concurrency=4)
+    for deaths in (1, 2, 3):
+        eventually(lambda: fleet.running(zombie.pid), "the zombie runs something")
+        zombie.send(signal.SIGSTOP)
+        died = "SELECT count(*) FROM pickaxe.worker WHERE ended = 'died' HAVING count(*) >= %s"
+        eventually(partial(fleet.query, died, deaths), "the zombie is declared dead")
+        zombie.send(signal.SIGCONT)
+        eventually(partial(zombie.has_said, "it takes a new name", deaths), "it takes a new name")
+        runs += fleet.enqueue_many(load, [(n, 0.2) for n in range(10, 14)])
+    assert sorted(fleet.results(runs)) == sorted(expected_load(n) for n in [*range(10), *list(range(10, 14)) * 3])
+    fleet.check()
+    evidence(f"declared dead {deaths} times, refused {zombie.text().count('came too late')} results")
+
+
+@pytest.mark.timeout(60)
+def test_a_sweeper_that_is_killed_is_replaced_at_once_with_the_children_it_had_forked(
+    fleet: Fleet, evidence: Callable[..., None]
+) -> None:
+    # Not to be mistaken for one that has only fallen silent.
+    environment = {"PICKAXE_VANISHED_AFTER": "60"}
+    leader = fleet.start("leader", pool="prefork", concurrency=1, environment=environment)
+    eventually(lambda: leader.has_said("this process sweeps from now on"), "it sweeps")
+    # A child that is forked now inherits whatever its parent has open, the connection that holds the lock included.
+    [child] = psutil.Process(leader.pid).children()
+    child.kill()
+    eventually(
+        lambda: [c for c in psutil.Process(leader.pid).children() if c.pid != child.pid], "another takes its place"
+    )
+    run = fleet.enqueue(one_slow, 3)
+    [body] = eventually(fleet.running, "the new child runs a call")
+    assert body.pid not in (child.pid, leader.pid)
+    heir = fleet.start("heir", environment=environment)
+    os.kill(leader.pid, signal.SIGKILL)
+    eventually(lambda: heir.has_said("this process sweeps from now on"), "the heir sweeps", within=3)
+    evidence(f"pid {leader.pid} died while its child {body.pid} ran a call; pid {heir.pid} swept within 3 s")
+    assert fleet.results([run]) == [49]
+    fleet.check()
