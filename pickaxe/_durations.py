@@ -9,6 +9,7 @@ from datetime import timedelta
 from pickaxe.errors import ConfigurationError
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)\s*")
 
 Duration = float | int | str | timedelta
@@ -35,6 +36,8 @@ def optional_seconds(value: Duration | None) -> float | None:
 
 
 def _parse(text: str) -> float:
+    if _NUMBER.fullmatch(text.strip()):
+        return float(text)
     parts = _PART.findall(text)
     if not parts or _PART.sub("", text).strip():
         raise _refused(text)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, NotRequired, get_type_hints
 
+import pydantic
 from pydantic import ConfigDict, TypeAdapter
 from typing_extensions import TypedDict
 
@@ -62,12 +63,25 @@ class Signature:
         make: Any = TypedDict  # made at run time, which type checkers do not follow
         shape = make(f"{self.function.__name__}_input", fields)
         shape.__pydantic_config__ = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
-        return TypeAdapter(shape)
+        return self._usable(lambda: TypeAdapter(shape))
 
     @cached_property
     def output(self) -> TypeAdapter[Any]:
         """The validator of the result."""
-        return _values.adapter(self._hints.get("return", Any))
+        return self._usable(lambda: _values.adapter(self._hints.get("return", Any)))
+
+    def check(self) -> None:
+        """Raises `ConfigurationError` if a type cannot be used."""
+        assert self.input
+        assert self.output
+
+    def _usable(self, make: Callable[[], TypeAdapter[Any]]) -> TypeAdapter[Any]:
+        try:
+            return make()
+        except pydantic.errors.PydanticUserError as error:
+            raise ConfigurationError(
+                f"{self.what}: an input or output type cannot be used, pydantic says: {error.message}"
+            ) from error
 
     @property
     def output_name(self) -> str:

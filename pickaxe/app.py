@@ -76,6 +76,7 @@ class Pickaxe(BrokerApp):
         self._services: _Services | None = None
         self._sweeper: Sweeper | None = None
         for handle in self.handles.values():
+            handle.spec.signature.check()
             handle.bind(self)
             self._add(handle)
         self.pickaxe_on_unknown = self._unknown_task
@@ -141,12 +142,12 @@ class Pickaxe(BrokerApp):
         _executor.execute(self.engine, uuid.UUID(run))
 
     def _tool_task(self, spec: ToolSpec, message: dict[str, Any]) -> None:
-        attempt = _attempts.claim(self.engine, spec, *_unpacked(message))
+        attempt = _attempts.claim(self.engine, spec, message)
         if attempt is not None:
             _attempts.perform(attempt, chord=_in_chord())
 
     async def _tool_task_async(self, spec: ToolSpec, message: dict[str, Any]) -> None:
-        claiming = asyncio.ensure_future(asyncio.to_thread(_attempts.claim, self.engine, spec, *_unpacked(message)))
+        claiming = asyncio.ensure_future(asyncio.to_thread(_attempts.claim, self.engine, spec, message))
         try:
             attempt = await asyncio.shield(claiming)
         except asyncio.CancelledError:
@@ -226,10 +227,6 @@ class _Services:
 def _give_back_unrun(claiming: asyncio.Future[_attempts.Attempt | None]) -> None:
     if not claiming.cancelled() and claiming.exception() is None and (attempt := claiming.result()) is not None:
         _attempts.give_back(attempt, "its task was cancelled before it began")
-
-
-def _unpacked(message: dict[str, Any]) -> tuple[uuid.UUID, str, int, list[Any]]:
-    return uuid.UUID(message["run"]), message["step"], int(message["attempt"]), message.get("limits") or []
 
 
 def _in_chord() -> bool:

@@ -9,12 +9,10 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
-
-import redis
 
 from pickaxe import _values
 from pickaxe._durations import humanise
@@ -23,8 +21,10 @@ from pickaxe._inject import Context
 from pickaxe._specs import ToolSpec
 from pickaxe._states import StepState
 from pickaxe.engine import _errors
-from pickaxe.engine._dispatch import agent_message, claims_of, dispatch, publish
+from pickaxe.engine import _limiter as limiter
+from pickaxe.engine._dispatch import agent_message, claims_of, publish
 from pickaxe.engine._engine import Engine
+from pickaxe.engine._gate import Throttled, enter, may_start
 from pickaxe.engine._released import publish_released
 from pickaxe.engine._transitions import step_entry
 from pickaxe.errors import (
@@ -36,15 +36,12 @@ from pickaxe.errors import (
     RetryLater,
     ServiceUnavailableError,
 )
-from pickaxe.store import Claim, Settled, StepDue
+from pickaxe.store import Claim, Settled
 
 logger = logging.getLogger("pickaxe.tool")
 
 GRACE = 2.0
 """Seconds past its timeout that a call may take to stop by itself, before the sweeper takes it away."""
-
-SHORT_WAIT = 0.05
-"""A wait for a limit this short, in seconds, is slept in the slot: giving the call back would take longer."""
 
 PERSISTENCE = 600.0
 """Seconds for which an outcome is offered to a Postgres that is away, before the call is given up to run again."""
@@ -67,6 +64,7 @@ class Attempt:
     claim: Claim
     owner: str
     context: Context
+    gate: tuple[limiter.Claim, ...] = ()
     task: asyncio.Task[Any] | None = None
     loop: asyncio.AbstractEventLoop | None = None
     _misses: int = 0
@@ -107,32 +105,30 @@ def token(run: uuid.UUID, key: str, attempt: int) -> str:
     return f"{run} {attempt} {key}"
 
 
-def claim(
-    engine: Engine,
-    spec: ToolSpec,
-    run: uuid.UUID,
-    key: str,
-    attempt: int,
-    limits: Sequence[Sequence[Any]] = (),
-) -> Attempt | None:
+def claim(engine: Engine, spec: ToolSpec, message: dict[str, Any]) -> Attempt | None:
     """Own a call's next attempt, if its limits let it start now; else nothing is taken."""
-    if not _admitted(engine, spec, run, key, attempt, limits):
+    queue = engine.current_queue() or spec.queue
+    if not may_start(engine, message, spec.name, queue):
         return None
+    run, key, attempt = uuid.UUID(message["run"]), str(message["step"]), int(message["attempt"])
     owner = engine.owner
     with engine.running.expected([token(run, key, attempt)]):
         failpoint("claim.before")
         claimed = engine.store.claim(run, key, attempt, owner, grace=GRACE)
         failpoint("claim.after")
-        return None if claimed is None else own(engine, spec, claimed, owner)
+        if claimed is None:
+            return None
+        gate = claims_of(engine, queue, claimed.options.get("limits") or [])
+        return own(engine, spec, claimed, owner, gate)
 
 
-def own(engine: Engine, spec: ToolSpec, claimed: Claim, owner: str) -> Attempt:
-    """The attempt of a call that is already claimed."""
+def own(engine: Engine, spec: ToolSpec, claimed: Claim, owner: str, gate: tuple[limiter.Claim, ...] = ()) -> Attempt:
+    """The attempt of a call that is already claimed. `gate` are the limits to pass right before the body."""
     context = Context(
         run=str(claimed.run), step=claimed.key, tool=spec.name, attempt=claimed.attempt,
         idempotency_key=f"{claimed.run}/{claimed.key}", root=str(claimed.root),
     )  # fmt: skip
-    attempt = Attempt(engine, spec, claimed, owner, context)
+    attempt = Attempt(engine, spec, claimed, owner, context, gate)
     if attempt.timeout is not None:
         context.deadline = datetime.fromtimestamp(claimed.now, UTC) + timedelta(seconds=attempt.timeout)
     context._beat = lambda value: _beat(attempt, value)
@@ -148,6 +144,7 @@ def run_sync(attempt: Attempt) -> Any:
     if attempt.spec.is_async:
         return attempt.engine.background.run(run_async(attempt))
     arguments = attempt.arguments()
+    enter(attempt.engine, attempt.gate)
     with _alarm(attempt.timeout):
         return attempt.spec.function(**arguments)
 
@@ -155,6 +152,8 @@ def run_sync(attempt: Attempt) -> Any:
 async def run_async(attempt: Attempt) -> Any:
     """Run an async body in this loop."""
     arguments = attempt.arguments()
+    if attempt.gate:
+        await asyncio.to_thread(enter, attempt.engine, attempt.gate)
     attempt.loop = asyncio.get_running_loop()
     attempt.task = asyncio.ensure_future(_contained(attempt.spec.function(**arguments)))
     try:
@@ -192,6 +191,9 @@ def fail(attempt: Attempt, error: BaseException, *, chord: bool = False) -> Sett
     if isinstance(error, Unwanted):
         logger.info("%s: nobody wants this call any more", attempt.token)
         attempt.engine.running.remove(attempt.token)
+        return None
+    if isinstance(error, Throttled):
+        give_back(attempt, "waits for its rate limit", wait=error.wait)
         return None
     wait = _wait_before_retry(attempt, error)
     if wait is not None:
@@ -244,17 +246,17 @@ def _failed_or_leaving(attempt: Attempt, error: BaseException, *, chord: bool) -
     return fail(attempt, error, chord=chord)
 
 
-def give_back(attempt: Attempt, reason: str) -> None:
-    """Return an unfinished call, to be run elsewhere at once."""
+def give_back(attempt: Attempt, reason: str, *, wait: float = 0.0) -> None:
+    """Return an unfinished call, to be run elsewhere, in `wait` seconds. It costs none of its tries."""
     attempt.engine.running.remove(attempt.token)
     try:
         attempt.engine.store.retry_step(
-            attempt.claim, attempt.owner, wait=0.0, spared=1, error=None, reason=reason,
+            attempt.claim, attempt.owner, wait=wait, spared=1, error=None, reason=reason,
             history=attempt.claim.history,
         )  # fmt: skip
     except PickaxeError as failure:
         logger.warning("%s: could not be given back, the fleet will notice: %s", attempt.token, failure)
-    attempt.engine.nudge(0.0)
+    attempt.engine.nudge(wait)
 
 
 def _insist(attempt: Attempt, write: Callable[[], T]) -> T:
@@ -342,29 +344,6 @@ def _beat(attempt: Attempt, value: Any) -> bool:
             claim.run, step_entry(claim.key, claim.name, "progress", claim.attempt, value=value)
         )
     return wanted
-
-
-def _admitted(
-    engine: Engine, spec: ToolSpec, run: uuid.UUID, key: str, attempt: int, limits: Sequence[Sequence[Any]]
-) -> bool:
-    queue = engine.current_queue() or spec.queue
-    claims = claims_of(engine, queue, limits)
-    if not claims:
-        return True
-    try:
-        wait = engine.limiter.admit(claims)
-        if 0 < wait <= SHORT_WAIT:
-            time.sleep(wait)
-            wait = engine.limiter.admit(claims)
-    except redis.RedisError as error:
-        logger.warning("%s: the limiter is away, the call waits: %s", key, error)
-        return False
-    if wait == 0:
-        return True
-    # Late, early or in a crowd: the call asks for a slot like any other.
-    options = {"limits": list(limits)}
-    dispatch(engine, [StepDue(run, key, spec.name, queue, 5, attempt - 1, options, "", run)])
-    return False
 
 
 @contextlib.contextmanager

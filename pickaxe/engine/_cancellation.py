@@ -31,7 +31,7 @@ def cancel(engine: Engine, run: uuid.UUID, *, reason: str, timed_out: bool = Fal
             publish_released(engine, done.parent, done.released)
             if done.parent_woken:
                 publish_run(engine, done.parent)
-    return bool(done.woken or done.ended)
+    return bool(done.told or done.ended)
 
 
 def cancel_orphans(engine: Engine, runs: Iterable[uuid.UUID]) -> None:

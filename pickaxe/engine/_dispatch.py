@@ -35,7 +35,13 @@ def tool_message(step: StepDue) -> Message:
     attempt = step.attempt + 1
     return Message(
         task=step.name, id=f"{step.run}:{step.key}:{attempt}",
-        kwargs={"run": str(step.run), "step": step.key, "attempt": attempt, "limits": step.options.get("limits", [])},
+        kwargs={
+            "run": str(step.run),
+            "step": step.key,
+            "attempt": attempt,
+            "priority": step.priority,
+            "limits": step.options.get("limits", []),
+        },
         queue=step.queue, priority=step.priority, argsrepr=step.input[:200], root=str(step.root),
     )  # fmt: skip
 

@@ -111,6 +111,11 @@ class Engine:
             except redis.RedisError as error:
                 logger.debug("the sweeper was not nudged: %s", error)
 
+    def current_root(self) -> str:
+        """The root run of the running task's message, "" outside of tasks."""
+        message = current_message()
+        return message.root if message else ""
+
     def current_queue(self) -> str:
         """The queue that the running task's message came from, "" outside of tasks."""
         message = current_message()

@@ -156,14 +156,14 @@ local function heal(m)
   m.last, m.dirty = now, true
 end
 
-local function admit(claims)
+local function admit(claims, counts)
   local ready, start = now, now
   for _, c in ipairs(claims) do
     heal(c.m)
     ready = math.max(ready, room_at(c.m, c.units), c.m.hold)
     start = math.max(start, c.m.last) -- microseconds back, after a failover: stay in order
   end
-  if ready == now then
+  if counts and ready == now then
     for _, c in ipairs(claims) do book(c.m, c.units, start) end
   end
   return fmt(ready - now)
@@ -207,8 +207,8 @@ end
 local out = {epoch, fmt(now)}
 if mode == 'reserve' then
   while cursor < #ARGV do reserve_one(next_claims(), out) end
-elseif mode == 'admit' then
-  out[3] = admit(next_claims())
+elseif mode == 'admit' or mode == 'check' then
+  out[3] = admit(next_claims(), mode == 'admit')
 elseif mode == 'peek' then
   for i = 1, tonumber(ARGV[HEADER]), 2 do peek_one(meter(i), meter(i + 1), out) end
 elseif mode == 'penalise' then

@@ -162,12 +162,19 @@ class RateLimiter:
         Raises:
             redis.exceptions.RedisError: Redis failed; whether the start was counted is unknown.
         """
+        return self._ask("admit", claims, now)
+
+    def check(self, claims: Sequence[Claim], now: float | None = None) -> float:
+        """What `admit` would say now, without counting a start."""
+        return self._ask("check", claims, now)
+
+    def _ask(self, mode: str, claims: Sequence[Claim], now: float | None) -> float:
         claims = _merged(claims)
         if not claims:
             return 0.0
         meters = _Meters(self._prefix)
         request = _encode(claims, meters, "starts", START_MARGIN)
-        _, reply = self._call("admit", now, meters=meters, tail=request)
+        _, reply = self._call(mode, now, meters=meters, tail=request)
         return float(reply[0]) / 1e6
 
     def penalise(self, key: str, until: float, now: float | None = None) -> float:

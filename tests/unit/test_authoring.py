@@ -448,3 +448,18 @@ def test_priorities_from_0_to_9_are_kept(priority: int) -> None:
 def test_an_unknown_policy_for_children_is_refused() -> None:
     with pytest.raises(ValueError, match="'ignore' is not a valid ChildPolicy"):
         research.using(on_cancel="ignore")
+
+
+def test_a_type_that_cannot_be_used_is_refused_when_the_app_is_built():
+    from pickaxe import Pickaxe, Settings, errors
+
+    class Strange:
+        pass
+
+    @tool
+    def strange(value) -> None: ...
+
+    strange.spec.function.__annotations__["value"] = Strange
+
+    with pytest.raises(errors.ConfigurationError, match="tool 'strange': an input or output type cannot be used"):
+        Pickaxe("x", tools=[strange], settings=Settings(_env_file=None))

@@ -227,14 +227,14 @@ END $$;
 -- has not begun, that is paused, or that is forced ends here and now, with all of its open steps.
 CREATE FUNCTION pickaxe.cancel_run(
     p_run uuid, p_reason text, p_timed_out boolean, p_force boolean, p_error text, p_redispatch double precision,
-    OUT known boolean, OUT woken boolean, OUT ended boolean,
+    OUT known boolean, OUT told boolean, OUT woken boolean, OUT ended boolean,
     OUT parent uuid, OUT parent_woken boolean, OUT released text[], OUT orphans uuid[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
     r pickaxe.run%ROWTYPE;
     s integer;
 BEGIN
-    woken := false; ended := false; parent_woken := false; released := '{}'; orphans := '{}';
+    told := false; woken := false; ended := false; parent_woken := false; released := '{}'; orphans := '{}';
     SELECT * INTO r FROM pickaxe.run WHERE id = p_run FOR UPDATE;
     known := FOUND;
     IF NOT known OR r.state IN ('succeeded', 'failed', 'cancelled') THEN RETURN; END IF;
@@ -258,6 +258,7 @@ BEGIN
         SELECT t.parent, t.woken, t.released INTO parent, parent_woken, released
             FROM pickaxe.report_to_parent(p_run, p_redispatch) t;
     ELSIF r.cancel_seq IS NULL THEN
+        told := true;
         SELECT w.seq, w.woken INTO s, woken FROM pickaxe.wake(p_run, p_redispatch) w;
         UPDATE pickaxe.run SET
             epoch = epoch + 1, cancel_seq = s, cancel_at = clock_timestamp(), cancel_reason = p_reason,
