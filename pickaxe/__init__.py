@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from pickaxe.authoring._decorators import agent, tool
     from pickaxe.authoring._flow import (
         continue_as,
-        first,
-        gather,
         now,
         random,
         set_state,
@@ -24,6 +22,7 @@ if TYPE_CHECKING:
         wait_for_event,
         wait_for_signal,
     )
+    from pickaxe.authoring._gather import first, gather
     from pickaxe.authoring._handles import Agent, Tool
     from pickaxe.client import Client, Run
 
@@ -63,9 +62,10 @@ _HOMES = {
     "pickaxe.app": ("Pickaxe", "Queue"),
     "pickaxe.authoring._decorators": ("agent", "tool"),
     "pickaxe.authoring._flow": (
-        *("continue_as", "first", "gather", "now", "random", "set_state"),
+        *("continue_as", "now", "random", "set_state"),
         *("uuid4", "wait_for_event", "wait_for_signal"),
     ),
+    "pickaxe.authoring._gather": ("first", "gather"),
     "pickaxe.authoring._handles": ("Agent", "Tool"),
     "pickaxe.client": ("Client", "Run"),
 }

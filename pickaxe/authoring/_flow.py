@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import random as _random
 import time as _time
 import uuid
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any, NoReturn, TypeVar, overload
@@ -15,39 +14,12 @@ from pickaxe import _values
 from pickaxe._durations import Duration, seconds
 from pickaxe._states import StepKind
 from pickaxe.authoring._handles import MAX_PAYLOAD
-from pickaxe.core import _calls
-from pickaxe.core._calls import Asked, Call, Join
+from pickaxe.core._calls import Asked, Call
 from pickaxe.core._reduction import Reduction, current
 from pickaxe.engine._errors import reraise
-from pickaxe.errors import ConfigurationError, InputError, QuorumError, ValidationError
+from pickaxe.errors import ConfigurationError, InputError, ValidationError
 
 T = TypeVar("T")
-
-
-async def gather(
-    *calls: Coroutine[Any, Any, T],
-    limit: int | None = None,
-    quorum: int | None = None,
-    return_exceptions: bool = False,
-) -> list[T]:
-    """Run calls of tools and agents side by side, as one step: one command, one wake-up, one Celery chord.
-
-    Returns their results in the order of the calls. The first failure is raised at once and the calls still
-    open are cancelled; with `return_exceptions` failures are results like any other. With `quorum` the
-    first so many successes are enough: they are returned in the order of the calls, the rest is cancelled,
-    and `QuorumError` is raised when it is out of reach. `limit` caps how many run at a time. Takes 10,000
-    calls. For coroutines of your own, use `asyncio.gather`.
-    """
-    reduction = current()
-    join = Join(quorum, return_exceptions, limit)
-    if reduction is not None:
-        return await _calls.gather(reduction, calls, join)  # type: ignore[arg-type]
-    return await _gather_locally(calls, join)
-
-
-async def first(*calls: Coroutine[Any, Any, T]) -> T:
-    """The result of the first call to succeed; the others are cancelled."""
-    return (await gather(*calls, quorum=1))[0]
 
 
 @overload
@@ -157,29 +129,3 @@ def _adapter(annotation: Any) -> Any:
 
 def _decoder(annotation: Any, what: str) -> Any:
     return lambda text: _values.decode(_adapter(annotation), text, what=what, error=ValidationError)
-
-
-async def _gather_locally(calls: tuple[Coroutine[Any, Any, T], ...], join: Join) -> list[T]:
-    """`gather` outside of the fleet: the same results, in this process."""
-    _calls.check_bounds(len(calls), join)
-    gate = asyncio.Semaphore(join.limit or max(1, len(calls)))
-
-    async def one(call: Coroutine[Any, Any, T]) -> T:
-        async with gate:
-            return await call
-
-    if join.quorum is None:
-        return await asyncio.gather(*map(one, calls), return_exceptions=join.return_exceptions)  # type: ignore[return-value]
-    tasks = [asyncio.ensure_future(one(call)) for call in calls]
-    done: list[asyncio.Future[T]] = []
-    failures: list[BaseException] = []
-    pending: set[asyncio.Future[T]] = set(tasks)
-    while pending and len(done) < join.quorum:
-        ended, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-        done += [task for task in ended if task.exception() is None]
-        failures += [error for task in ended if (error := task.exception()) is not None]
-    for task in pending:
-        task.cancel()
-    if len(done) < join.quorum:
-        raise QuorumError(f"{len(failures)} of {len(calls)} calls failed") from failures[0]
-    return [task.result() for task in tasks if task in done][: join.quorum]

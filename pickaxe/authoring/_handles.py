@@ -19,6 +19,7 @@ from pickaxe._inject import Context
 from pickaxe._specs import AgentSpec, Spec, ToolSpec
 from pickaxe._states import ChildPolicy, StepKind
 from pickaxe._values import digest
+from pickaxe.authoring._gather import gather
 from pickaxe.core._calls import Asked, Call
 from pickaxe.core._reduction import Reduction, current
 from pickaxe.engine._errors import reraise
@@ -178,8 +179,6 @@ class Tool(Handle[P, R]):
         return_exceptions: bool = False,
     ) -> Coroutine[Any, Any, list[R]]:
         """One call for each item, as one `gather`: see there."""
-        from pickaxe.authoring._flow import gather
-
         call = cast("Callable[[Any], Coroutine[Any, Any, R]]", self)
         return gather(*(call(item) for item in items), limit=limit, quorum=quorum, return_exceptions=return_exceptions)
 
