@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -161,19 +162,22 @@ def test_a_restarted_redis_costs_no_error_at_all(server: RedisServer, count: int
     assert len(sent(server.url, "celery")) == count
 
 
-def test_an_unreachable_host_is_an_error_within_five_seconds() -> None:
-    publisher = Publisher(make_app("redis://192.0.2.1:6379/0"))  # nobody answers there, by definition
-    started = time.monotonic()
-    with pytest.raises(PublishError):
-        publisher.publish([quick(1)])
-    assert time.monotonic() - started < 8
+def test_a_host_that_never_answers_is_an_error_within_seconds() -> None:
+    with socket.socket() as mute:  # connections to it are made by the kernel, and nobody ever speaks
+        mute.bind(("127.0.0.1", 0))
+        mute.listen()
+        publisher = Publisher(make_app(f"redis://127.0.0.1:{mute.getsockname()[1]}/0"))
+        started = time.monotonic()
+        with pytest.raises(PublishError):
+            publisher.publish([quick(1)])
+        assert time.monotonic() - started < 8
 
 
-def test_a_forked_child_opens_its_own_connections(redis_url: str) -> None:
-    app = make_app(redis_url)
+def test_a_forked_child_opens_its_own_connections(server: RedisServer) -> None:
+    app = make_app(server.url)
     publisher = Publisher(app)
     publisher.publish_chord([quick(0)], quick(1))
-    with Redis.from_url(redis_url) as client:
+    with Redis.from_url(server.url) as client:
         before = client.info("stats")["total_connections_received"]
         child = os.fork()
         if child == 0:
@@ -188,4 +192,4 @@ def test_a_forked_child_opens_its_own_connections(redis_url: str) -> None:
         assert status == 0
         # Its own for the broker and its own for the chord, while the parent went on with what it had.
         assert client.info("stats")["total_connections_received"] - before in (2, 3)
-    assert len(sent(redis_url, "celery")) == 31
+    assert len(sent(server.url, "celery")) == 31
