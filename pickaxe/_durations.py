@@ -14,6 +14,9 @@ _PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)\s*")
 
 Duration = float | int | str | timedelta
 
+LONGEST = 1000 * 365 * 86400.0
+"""Seconds in a thousand years: no duration is longer, for a database cannot count much further."""
+
 
 def seconds(value: Duration) -> float:
     """`value` in seconds. Raises `ConfigurationError` when it is not a duration, or negative."""
@@ -27,6 +30,8 @@ def seconds(value: Duration) -> float:
         result = float(value)
     if not math.isfinite(result) or result < 0:
         raise _refused(value)
+    if result > LONGEST:
+        raise ConfigurationError(f"{value!r} is too long a duration: at most a thousand years")
     return result
 
 

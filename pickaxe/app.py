@@ -16,6 +16,7 @@ from pickaxe._inject import resources
 from pickaxe._rates import Rate, parse_rates
 from pickaxe._settings import Settings
 from pickaxe._specs import AgentSpec, ToolSpec
+from pickaxe._texts import storable
 from pickaxe.authoring._handles import Agent, EnqueueOptions, Handle, Tool
 from pickaxe.broker import (
     BrokerApp,
@@ -32,6 +33,7 @@ from pickaxe.client import Client, Run
 from pickaxe.engine import _attempts, _executor
 from pickaxe.engine._engine import Engine
 from pickaxe.engine._liveness import Liveness
+from pickaxe.engine._messages import agent_fault, tool_fault
 from pickaxe.engine._sweeper import Sweeper
 from pickaxe.errors import ConfigurationError, DuplicateHandleError, ServiceUnavailableError
 
@@ -125,7 +127,7 @@ class Pickaxe(BrokerApp):
     def _add(self, handle: Handle[Any, Any]) -> None:
         spec = handle.spec
         if isinstance(spec, AgentSpec):
-            self.add_task(spec.name, self._agent_task, queue=spec.queue, doc=spec.description)
+            self.add_task(spec.name, self._agent_task, queue=spec.queue, fault=agent_fault, doc=spec.description)
             return
         assert isinstance(spec, ToolSpec)
         tool = spec
@@ -136,7 +138,10 @@ class Pickaxe(BrokerApp):
         async def run_async(**message: Any) -> None:
             await self._tool_task_async(tool, message)
 
-        self.add_task(spec.name, run, run_async if spec.is_async else None, queue=spec.queue, doc=spec.description)
+        self.add_task(
+            spec.name, run, run_async if spec.is_async else None,
+            queue=spec.queue, fault=tool_fault, doc=spec.description,
+        )  # fmt: skip
 
     def _agent_task(self, run: str) -> None:
         _executor.execute(self.engine, uuid.UUID(run))
@@ -169,7 +174,7 @@ class Pickaxe(BrokerApp):
             store.set_aside(reason=reason, body=repr((args, kwargs)), headers=_shown(headers))
             return
         if "step" in kwargs:
-            store.defer_unknown_step(run, str(kwargs["step"]), reason, cap)
+            store.defer_unknown_step(run, storable(str(kwargs["step"])), reason, cap)
         else:
             store.defer_run(run, reason, cap)
 

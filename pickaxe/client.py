@@ -17,6 +17,7 @@ from pickaxe import _values
 from pickaxe._durations import Duration, optional_seconds
 from pickaxe._settings import Settings
 from pickaxe._states import RunState
+from pickaxe._texts import checked
 from pickaxe.authoring import _handles
 from pickaxe.broker import BrokerApp, Publisher
 from pickaxe.engine import _cancellation
@@ -71,10 +72,15 @@ class Client:
                 "PICKAXE_REDIS_URL is not set: it is the broker, and keeps rate limits and live streams, such as "
                 "redis://host:6379/0. For a try-out, `pickaxe demo` brings its own."
             )
-        return redis.Redis.from_url(
-            self.settings.redis_url.get_secret_value(),
-            decode_responses=True, socket_timeout=3, socket_connect_timeout=3, health_check_interval=10,
-        )  # fmt: skip
+        try:
+            return redis.Redis.from_url(
+                self.settings.redis_url.get_secret_value(),
+                decode_responses=True, socket_timeout=3, socket_connect_timeout=3, health_check_interval=10,
+            )  # fmt: skip
+        except ValueError as error:
+            raise ConfigurationError(
+                f"PICKAXE_REDIS_URL is not a Redis URL: {error}. It should look like redis://host:6379/0"
+            ) from error
 
     @cached_property
     def publisher(self) -> Publisher:
@@ -169,8 +175,10 @@ class Client:
         spec, own = handle.spec, handle._options
         text = spec.signature.encode_input(args, kwargs, cap=self.settings.max_payload)
         priority = next((p for p in (options.priority, own.priority, spec.priority) if p is not None), 5)
-        if not 0 <= priority <= 9:
-            raise InputError(f"priority {priority} of {spec.what} must be between 0 and 9 (the most urgent)")
+        if not isinstance(priority, int) or not 0 <= priority <= 9:
+            raise InputError(f"priority {priority!r} of {spec.what} must be between 0 and 9 (the most urgent)")
+        if options.idempotency_key is not None:
+            checked(options.idempotency_key, "the idempotency key")
         timeout = own.timeout if own.timeout is not None else spec.timeout
         return NewRun(
             uuid7(), spec.name, spec.version, own.queue or spec.queue, priority, text,
@@ -182,6 +190,8 @@ class Client:
         )  # fmt: skip
 
     def _metadata(self, metadata: Mapping[str, Any]) -> str:
+        if not isinstance(metadata, Mapping):
+            raise InputError(f"the metadata must be a mapping, not {metadata!r}")
         return _values.encode(
             _values.adapter(dict[str, Any]),
             dict(metadata),
@@ -197,7 +207,7 @@ class Client:
         return Run(self, run, (handles or {}).get(view.agent))
 
     def _find(self, run_id: str | uuid.UUID) -> uuid.UUID:
-        found = self.store.find_runs(str(run_id))
+        found = self.store.find_runs(checked(str(run_id), "the id of the run"))
         if not found:
             raise NotFoundError(f"there is no run {run_id!s} in {self.store.database.place}: see `pickaxe runs`")
         if len(found) > 1:
@@ -210,6 +220,7 @@ class Client:
 
     def publish_event(self, key: str, payload: Any = None, *, scope: str = "") -> int:
         """Publish an outside fact. Every run that waits for it takes it. Returns how many were woken."""
+        checked(key, "the key of the event"), checked(scope, "the scope of the event", empty=True)
         text = _values.encode(_values.adapter(Any), payload, what=f"the event {key!r}", cap=self.settings.max_payload)
         woken = self.store.publish_event(key, scope, text)
         for run in woken:
@@ -301,6 +312,9 @@ class Run(Generic[R]):
         A second signal with the same `idempotency_key` changes nothing. False if the run is over.
         """
         client = self._client
+        checked(name, "the name of the signal")
+        if idempotency_key is not None:
+            checked(idempotency_key, "the idempotency key")
         text = _values.encode(
             _values.adapter(Any), payload, what=f"the signal {name!r}", cap=client.settings.max_payload
         )
@@ -316,6 +330,7 @@ class Run(Generic[R]):
 
         Its agent sees `asyncio.CancelledError` and may clean up; with `force` the run ends at once, without.
         """
+        checked(reason, "the reason", longest=4000, empty=True)
         done = _cancellation.cancel(self._client.engine, self._uuid, reason=reason, force=force)
         if done is None:
             raise NotFoundError(f"there is no run {self.id}")

@@ -91,6 +91,9 @@ class _Follower:
 
     def _rejoin(self, cursor: str) -> bool:
         """Find the place of a cursor in the live stream. False if it is no longer there."""
+        cursor, _, told = cursor.partition("+")
+        if told and not self._told_until(told):
+            return False
         if cursor == "0-0":
             return True
         try:
@@ -99,8 +102,17 @@ class _Follower:
             return False
         if not before or before[-1][0] != cursor:
             return False
-        self._seen = {_parse(entry, at).id for at, entry in before}
+        self._seen |= {_parse(entry, at).id for at, entry in before}
         self._last = cursor
+        return True
+
+    def _told_until(self, last: str) -> bool:
+        """Take for seen what the log tells up to the transition `last`. False if it is not there."""
+        view = self._store.view_run(self._run)
+        ids = [t.id for t in from_log(view, self._store.view_steps(self._run))] if view else []
+        if last not in ids:
+            return False
+        self._seen = set(ids[: ids.index(last) + 1])
         return True
 
     def _read(self) -> list[tuple[str, dict[str, str]]]:
@@ -179,7 +191,8 @@ def _of_step(step: StepView) -> list[Transition]:
 
 
 def _placed(t: Transition, cursor: str) -> Transition:
-    return Transition(t.kind, t.state, t.step, t.name, t.attempt, t.at, t.more, cursor)
+    # It is not in the live stream, so the place there is not all that it takes to find it again.
+    return Transition(t.kind, t.state, t.step, t.name, t.attempt, t.at, t.more, f"{cursor}+{t.id}")
 
 
 def _parse(entry: dict[str, str], cursor: str) -> Transition:

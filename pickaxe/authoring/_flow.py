@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TypeVar, overload
 from pickaxe import _values
 from pickaxe._durations import Duration, seconds
 from pickaxe._states import StepKind
+from pickaxe._texts import checked
 from pickaxe.authoring._handles import MAX_PAYLOAD
 from pickaxe.core._calls import Asked, Call
 from pickaxe.core._reduction import Reduction, current
@@ -34,6 +35,7 @@ async def wait_for_signal(name: str, type: Any = Any) -> Any:  # noqa: A002
     for a deadline; days are fine.
     """
     reduction = _required("wait_for_signal")
+    checked(name, "the name of the signal")
     decode = _decoder(type, f"the signal {name!r}")
     return await Call(reduction, Asked(StepKind.SIGNAL, name, decode, reraise))
 
@@ -66,6 +68,7 @@ async def wait_for_event(
     events published with the same scope are seen.
     """
     reduction = _required("wait_for_event")
+    checked(key, "the key of the event"), checked(scope, "the scope of the event", empty=True)
     wanted = {"where": dict(where or {}), "within": seconds(within), "scope": scope}
     try:
         text = _values.dump(wanted)

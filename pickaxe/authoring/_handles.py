@@ -18,6 +18,7 @@ from pickaxe._durations import Duration, optional_seconds
 from pickaxe._inject import Context
 from pickaxe._specs import AgentSpec, Spec, ToolSpec
 from pickaxe._states import ChildPolicy, StepKind
+from pickaxe._texts import checked
 from pickaxe._values import digest
 from pickaxe.authoring._gather import gather
 from pickaxe.core._calls import Asked, Call
@@ -117,6 +118,11 @@ class Handle(Generic[P, R]):
 
     def _with(self, **changes: Any) -> Any:
         given = {name: value for name, value in changes.items() if value is not None}
+        for name in {"key", "queue"} & given.keys():
+            checked(given[name], f"using({name}=…)")
+        priority = given.get("priority", 5)
+        if not isinstance(priority, int) or not 0 <= priority <= 9:
+            raise InputError(f"using(priority={priority!r}) must be between 0 and 9 (the most urgent)")
         other = copy.copy(self)
         other._options = replace(self._options, **given)
         return other

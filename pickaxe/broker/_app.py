@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from celery import Celery, Task
@@ -27,15 +27,20 @@ class BrokerApp(Celery):  # type: ignore[misc]
         run_async: Callable[..., Coroutine[Any, Any, None]] | None = None,
         *,
         queue: str,
+        fault: Callable[[Sequence[Any], Mapping[str, Any]], str | None],
         doc: str = "",
     ) -> None:
-        """Register a task. With `run_async`, the coroutine pool awaits that instead of calling `run`."""
+        """Register a task. With `run_async`, the coroutine pool awaits that instead of calling `run`.
+
+        `fault` says of a message's args and kwargs why the task cannot be called with them, if it cannot.
+        """
         body: dict[str, Any] = {
             "run": staticmethod(run),
             "name": name,
             "queue": queue,
             "__doc__": doc,
             "typing": False,
+            "pickaxe_fault": staticmethod(fault),
         }
         if run_async is not None:
             body |= {"pickaxe_coroutine": True, "run_async": staticmethod(run_async)}

@@ -81,6 +81,9 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
     def _argument_fault(self, name: str, payload: list[Any]) -> str | None:
         """Why the task could not be called like this. The same check that Celery makes when publishing."""
         task = self.app.tasks.get(name)
+        fault: Callable[[Any, Any], str | None] | None = getattr(task, "pickaxe_fault", None)
+        if fault is not None:
+            return fault(payload[0], payload[1])
         check = getattr(task, "__header__", None)
         if task is None or check is None or not task.typing:
             return None

@@ -107,6 +107,13 @@ class Call(Coroutine[Any, Any, Any]):
         # By birth, so that sets of calls, which asyncio.as_completed makes, have the same order in every replay.
         return self._serial
 
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or "key" not in self.__dict__:
+            raise AttributeError(name)
+        raise AttributeError(
+            f"{name!r} was asked of the call {self.key!r}, which was not awaited: write `await {self.step_name}(...)`"
+        )
+
     def __repr__(self) -> str:
         return f"<Call {self.key}>"
 

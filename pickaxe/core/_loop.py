@@ -9,6 +9,7 @@ orchestration code on an event loop of its own comes from Temporal's Python SDK.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import sys
 from asyncio import events
@@ -26,6 +27,9 @@ SPIN_LIMIT = 1_000_000
 
 LAST_MOMENT = 253_402_300_800.0
 """The year 10000, in epoch seconds: timers from there on never fire."""
+
+LONGEST_PATH = 200
+"""Characters of a task's path; a longer one is replaced by its digest."""
 
 PATIENCE = 100
 """How many awaits of its `finally` blocks a dropped coroutine may make before it is left alone."""
@@ -178,7 +182,7 @@ class Loop(_NoIO):  # type: ignore[misc] # made at run time
         if not hasattr(coro, "step_name"):
             _refuse_disorder(coro)
         # By the code's name, never the task's: some Pythons tell the loop a task's name, some do not.
-        path = _numbered(self._paths, self.path_of(_name_of(coro)))
+        path = _shortened(_numbered(self._paths, self.path_of(_name_of(coro))))
         task = _new_task(coro, self, path, name, self.born(), context)
         self.tasks[task] = None
         task.add_done_callback(self._forget)
@@ -275,6 +279,13 @@ def _new_task(coro: Any, loop: Loop, path: str, name: str | None, serial: int, c
 def _numbered(counts: Counter[str], stem: str) -> str:
     counts[stem] += 1
     return f"{stem}#{counts[stem]}"
+
+
+def _shortened(path: str) -> str:
+    # A task that starts the next, which starts the next, would otherwise have keys that grow for ever.
+    if len(path) <= LONGEST_PATH:
+        return path
+    return f"~{hashlib.blake2b(path.encode('utf-8', 'backslashreplace'), digest_size=12).hexdigest()}"
 
 
 def _refuse_disorder(coro: Any) -> None:

@@ -86,7 +86,7 @@ class Decision:
     `state` is the run's next state (`READY` only for `continue_as`). `head` is the last arrival it has
     seen. `requests` are new steps, `cancels` the keys of steps no longer wanted, `settled` the signal waits
     that took a signal (key and the signal's seq), `inline` the steps to be run here and now. `carried` are
-    the signals not yet taken, which the next chapter inherits.
+    the arrivals not yet taken (signals, a cancellation), which the next chapter inherits.
     """
 
     state: RunState

@@ -64,6 +64,7 @@ class Reduction:
         self._buffered: defaultdict[str, deque[SignalRecord]] = defaultdict(deque)
         self._signal_waits: defaultdict[str, deque[StepFuture]] = defaultdict(deque)
         self._unread: list[Arrival] = []
+        self._late: list[int] = []
         self._requests: dict[str, Request] = {}
         self._inline: dict[str, Request] = {}
         self._cancels: dict[str, None] = {}
@@ -182,6 +183,8 @@ class Reduction:
         if self._main is not None and not self._main.done():
             self._cancelled = record
             self._main.cancel()
+        else:
+            self._late.append(record.seq)
 
     # The inside: what the agent's calls come to.
 
@@ -336,11 +339,11 @@ class Reduction:
         for key in self._dead:
             if key in self._waiting or key in self._timers:
                 self._mismatched(self._log[key], "its outcome")
-                return
 
     def _untaken(self) -> Iterable[int]:
         yield from (signal.seq for buffer in self._buffered.values() for signal in buffer)
-        yield from (arrival.seq for arrival in self._unread if isinstance(arrival, SignalRecord))
+        yield from (arrival.seq for arrival in self._unread if not isinstance(arrival, StepRecord))
+        yield from self._late
 
     def _ending(self) -> tuple[RunState, Any, BaseException | None]:
         if not self._finished() or self._main is None:
@@ -392,8 +395,5 @@ def _born(request: Request) -> StepRecord:
 def current() -> Reduction | None:
     """The reduction whose agent is running in this thread, or None outside of agents."""
     loop = asyncio._get_running_loop()
-    if isinstance(loop, Loop):
-        reduction = loop.timers
-        assert isinstance(reduction, Reduction)
-        return reduction
-    return None
+    reduction = loop.timers if isinstance(loop, Loop) else None
+    return reduction if isinstance(reduction, Reduction) else None

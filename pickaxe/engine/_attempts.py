@@ -241,7 +241,8 @@ def _recorded(attempt: Attempt, record: Callable[..., Settled | None], outcome: 
 
 def _failed_or_leaving(attempt: Attempt, error: BaseException, *, chord: bool) -> Settled | None:
     if isinstance(error, SystemExit | KeyboardInterrupt | GeneratorExit) and not _errors.is_own_exit(error):
-        give_back(attempt, "its worker is going down")
+        # Once it is its worker that goes down. A body that itself raises this must not be run again and again at once.
+        give_back(attempt, "its worker is going down", wait=min(60.0, attempt.claim.deaths**2))
         raise error
     return fail(attempt, error, chord=chord)
 
@@ -283,7 +284,7 @@ def _settle(
     ))  # fmt: skip
     failpoint("settle.after")
     if not settled.accepted:
-        logger.warning("%s: the result came too late and was refused: the call is somebody else's", attempt.token)
+        logger.warning("%s: the result came too late and was refused: the call is somebody else's now, or over", attempt.token)
         return settled
     engine.transitions.tell(claim.run, step_entry(claim.key, claim.name, str(state), claim.attempt))
     publish_released(engine, claim.run, settled.released)
@@ -324,7 +325,8 @@ def _wait_before_retry(attempt: Attempt, error: BaseException) -> float | None:
     if isinstance(error, _FINAL) or tried >= allowed:
         return None
     if isinstance(error, RetryLater):
-        wait = error.after if error.after is not None else retry.wait(tried)
+        asked = _errors.seconds_from(error.after)
+        wait = asked if asked is not None else retry.wait(tried)
     elif retry.allows(error):
         asked = _errors.retry_after(error)
         wait = asked if asked is not None else retry.wait(tried)

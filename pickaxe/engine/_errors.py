@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import email.utils
+import math
 import time
 import traceback
 from typing import Any
 
 from pickaxe import _values
+from pickaxe._durations import LONGEST
 from pickaxe._states import StepKind, StepState
 from pickaxe.core._records import StepRecord
 from pickaxe.errors import ChildRunError, StepError, StepTimeoutError, ToolError
@@ -73,17 +75,18 @@ def retry_after(error: BaseException) -> float | None:
             given = headers.get("retry-after") or headers.get("Retry-After")
     except Exception:  # noqa: BLE001 - somebody else's exception: it promises nothing about these attributes
         return None
-    return _seconds(given)
+    return seconds_from(given)
 
 
-def _seconds(given: Any) -> float | None:
+def seconds_from(given: Any) -> float | None:
+    """Seconds, as a number or a date, as far as they make sense; else None."""
     if given is None:
         return None
     try:
-        return max(0.0, float(given))
-    except (TypeError, ValueError):
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(str(given)).timestamp() - time.time())
-    except (TypeError, ValueError):
-        return None
+        wait = float(given)
+    except (TypeError, ValueError, OverflowError):
+        try:
+            wait = email.utils.parsedate_to_datetime(str(given)).timestamp() - time.time()
+        except (TypeError, ValueError, OverflowError):
+            return None
+    return min(max(0.0, wait), LONGEST) if math.isfinite(wait) else None

@@ -18,11 +18,10 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy.exc import DBAPIError
-
 from pickaxe._failpoints import failpoint
 from pickaxe._specs import AgentSpec
 from pickaxe._states import RunState, StepKind, StepState
+from pickaxe._texts import storable
 from pickaxe.core._records import Decision
 from pickaxe.core._reduction import Reduction
 from pickaxe.engine import _errors, _inline
@@ -47,9 +46,9 @@ def execute(engine: Engine, run: uuid.UUID) -> None:
             return
         try:
             again = _advance(engine, row, engine.store.load_log(row))
-        except (ServiceUnavailableError, DBAPIError):
+        except ServiceUnavailableError:
             raise
-        except Exception as error:
+        except (Exception, KeyboardInterrupt) as error:
             # Not the agent's doing, or it would have been recorded. The sweeper tries again, and everybody can see why.
             reason = f"its reduction broke down, and is tried again later: {type(error).__name__}: {error}"
             engine.store.defer_run(run, reason[: _errors.MESSAGE_CAP], engine.settings.redispatch_cap)
@@ -61,10 +60,11 @@ def _advance(engine: Engine, row: RunRow, log: Log) -> bool:
     decision = _reduce(engine, row, log)
     plan = plan_steps(row, decision, log, owner=engine.owner, redispatch=engine.settings.redispatch_after)
     with engine.running.expected(_inline.tokens(row, plan)):
-        commit = _commit(engine, row, decision, plan)
+        ending = _ending(engine, engine.agents[row.agent], decision)
+        commit = _commit(engine, row, decision, plan, ending)
         if not commit.committed:
             return True
-        engine.transitions.tell(row.id, *_entries(row, decision, log))
+        engine.transitions.tell(row.id, *_entries(row, decision, log, ending[0]))
         _publish(engine, row, decision, plan, commit)
         return _inline.run_all(engine, row, plan)
 
@@ -115,8 +115,10 @@ def reduction_of(engine: Engine, row: RunRow) -> Reduction:
     )
 
 
-def _commit(engine: Engine, row: RunRow, decision: Decision, plan: Plan) -> Commit:
-    state, output, error = _ending(engine, engine.agents[row.agent], decision)
+def _commit(
+    engine: Engine, row: RunRow, decision: Decision, plan: Plan, ending: tuple[RunState, str | None, str | None]
+) -> Commit:
+    state, output, error = ending
     failpoint("commit.before")
     commit = engine.store.commit(
         row,
@@ -124,7 +126,7 @@ def _commit(engine: Engine, row: RunRow, decision: Decision, plan: Plan) -> Comm
         new_head=max(row.head, decision.head),
         output=output,
         error=error,
-        reason=str(decision.error) if decision.state is RunState.PAUSED else None,
+        reason=storable(str(decision.error)) if decision.state is RunState.PAUSED else None,
         published=_published(decision),
         started=row.started if row.started is not None else row.now,
         owner=plan.owner,
@@ -184,7 +186,7 @@ def _publish(engine: Engine, row: RunRow, decision: Decision, plan: Plan, commit
             publish_run(engine, commit.parent)
 
 
-def _entries(row: RunRow, decision: Decision, log: Log) -> list[dict[str, Any]]:
+def _entries(row: RunRow, decision: Decision, log: Log, state: RunState) -> list[dict[str, Any]]:
     entries = [
         step_entry(s.key, s.name, str(s.state))
         for s in log.steps
@@ -193,8 +195,8 @@ def _entries(row: RunRow, decision: Decision, log: Log) -> list[dict[str, Any]]:
     entries += [step_entry(r.key, r.name, "requested", type=str(r.kind)) for r in decision.requests]
     entries += [step_entry(key, key.rpartition("#")[0], str(StepState.CANCELLED)) for key in decision.cancels]
     entries += [step_entry(key, key.rpartition("#")[0], str(StepState.SUCCEEDED)) for key, _ in decision.settled]
-    if decision.state is not RunState.WAITING:
-        entries.append(run_entry(str(decision.state)))
-    elif row.started is None:
+    if row.started is None:
         entries.insert(0, run_entry("started"))
+    if state is not RunState.WAITING:
+        entries.append(run_entry(str(state)))
     return entries

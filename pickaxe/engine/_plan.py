@@ -128,7 +128,7 @@ def _child(plan: Plan, row: RunRow, request: Request, *, held: bool) -> dict[str
         child_id(row.id, request.key),
         request.name,
         options["queue"],
-        options.get("priority") or row.priority,
+        row.priority if options.get("priority") is None else options["priority"],
         held,
     )
     plan.children.append(child)

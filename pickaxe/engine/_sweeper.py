@@ -6,11 +6,12 @@ own predicate again, so a second sweeper, or one that was frozen, does no harm.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import redis
@@ -19,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 
 from pickaxe import _values
 from pickaxe._durations import humanise
-from pickaxe._failpoints import failpoint
+from pickaxe._failpoints import FailpointError, failpoint
 from pickaxe._retry import Retry
 from pickaxe._states import StepState
 from pickaxe.engine import _errors
@@ -28,7 +29,7 @@ from pickaxe.engine._dispatch import agent_message, dispatch, publish, publish_r
 from pickaxe.engine._engine import NUDGE, Engine, new_owner
 from pickaxe.engine._released import publish_released
 from pickaxe.engine._transitions import step_entry
-from pickaxe.errors import PickaxeError
+from pickaxe.errors import PickaxeError, ServiceUnavailableError
 
 logger = logging.getLogger("pickaxe.sweeper")
 
@@ -144,10 +145,23 @@ def sweep(engine: Engine) -> None:
     _reclaim(engine)
     _time_out(engine)
     for run, key in engine.store.due_lookbacks():
-        publish_runs(engine, engine.store.look_back(run, key))
+        with _apart(run):
+            publish_runs(engine, engine.store.look_back(run, key))
     for run in engine.store.due_cancellations(engine.settings.redispatch_cap):
-        cancel(engine, run, reason="its parent run no longer waits for it")
+        with _apart(run):
+            cancel(engine, run, reason="its parent run no longer waits for it")
     release_due(engine)
+
+
+@contextlib.contextmanager
+def _apart(run: uuid.UUID) -> Iterator[None]:
+    """One run that cannot be helped must not hold up all others."""
+    try:
+        yield
+    except (ServiceUnavailableError, FailpointError):
+        raise
+    except Exception:
+        logger.exception("the sweeper could not do what run %s needs, and goes on with the others", run)
 
 
 def release_due(engine: Engine) -> None:
@@ -200,13 +214,16 @@ def _reclaim(engine: Engine) -> None:
 
 def _time_out(engine: Engine) -> None:
     for step in engine.store.overdue_steps():
-        _overdue(engine, step)
+        with _apart(step.run_id):
+            _overdue(engine, step)
     for step in engine.store.expired_steps():
         what = "did not start within its schedule timeout" if step.unstarted else "did not end within its total timeout"
         # As it was seen: a call that was claimed or given back meanwhile has another state or attempt.
-        _fail(engine, step, what, [StepState(step.state)], {"attempt": step.attempt})
+        with _apart(step.run_id):
+            _fail(engine, step, what, [StepState(step.state)], {"attempt": step.attempt})
     for run in engine.store.overdue_runs():
-        cancel(engine, run, reason="the run did not end within its agent's timeout", timed_out=True)
+        with _apart(run):
+            cancel(engine, run, reason="the run did not end within its agent's timeout", timed_out=True)
 
 
 def _overdue(engine: Engine, step: Row[Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, text
 
 from pickaxe import _values
+from pickaxe._texts import storable
 from pickaxe.store._database import Database
 from pickaxe.store._runs import StepDue
 
@@ -114,11 +115,13 @@ class FleetStore:
 
     def defer_run(self, run: uuid.UUID, reason: str, cap: float) -> None:
         """Try a run later, with a growing delay."""
-        self.database.rows("defer_run", run=run, reason=reason, base=self.redispatch, cap=cap)
+        self.database.rows("defer_run", run=run, reason=storable(reason), base=self.redispatch, cap=cap)
 
     def defer_unknown_step(self, run: uuid.UUID, key: str, reason: str, cap: float) -> None:
         """Try a call later, with a growing delay."""
-        self.database.rows("defer_unknown_step", run=run, key=key, reason=reason, base=self.redispatch, cap=cap)
+        self.database.rows(
+            "defer_unknown_step", run=run, key=key, reason=storable(reason), base=self.redispatch, cap=cap
+        )
 
     def expedite(self) -> Row[Any]:
         """Make everything that should be in the broker due now."""
@@ -131,4 +134,4 @@ class FleetStore:
 
     def set_aside(self, *, reason: str, body: str, headers: str) -> int:
         """Keep a message that could not be read. Returns its number."""
-        return int(self.database.one("set_aside", reason=reason, body=body, headers=headers).id)
+        return int(self.database.one("set_aside", reason=storable(reason), body=storable(body), headers=headers).id)

@@ -11,7 +11,7 @@ import itertools
 import random
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, cast
 
 from pickaxe import _values
@@ -293,10 +293,12 @@ class World:
     def _elapsed(self, run: SimulatedRun, step: Step) -> None:
         self.settle(run, step, {StepState.WAITING}, StepState.SUCCEEDED)
 
-    def _next_chapter(self, run: SimulatedRun, text: str, carried: Iterable[int]) -> None:
+    def _next_chapter(self, run: SimulatedRun, text: str, carried: Collection[int]) -> None:
         run.past += run.steps.values()
         run.steps, run.changed = {}, {}
-        run.signals = {seq: run.signals[seq] for seq in carried}
+        run.signals = {seq: run.signals[seq] for seq in carried if seq in run.signals}
+        if run.cancel is not None and run.cancel.seq not in carried:
+            run.cancel = None
         run.input, run.chapter, run.started = text, run.chapter + 1, self.now
         self._forget(run)
         self.ready.append(run)

@@ -149,6 +149,8 @@ BEGIN
         epoch = t.epoch + (p_state <> 'waiting')::integer,
         input = CASE WHEN p_state = 'ready' THEN p_output ELSE t.input END,
         deadline = CASE WHEN over THEN NULL ELSE t.deadline END,
+        -- One that the chapter has seen is not seen again by the next, which may be cancelled anew.
+        cancel_seq = CASE WHEN p_state = 'ready' AND t.cancel_seq <> ALL (p_carried) THEN NULL ELSE t.cancel_seq END,
         finished_at = CASE WHEN over THEN clock_timestamp() END
     WHERE t.id = p_run AND t.epoch = p_epoch AND t.head = p_head AND t.wake = p_wake AND t.state = 'ready'
     RETURNING t.* INTO r;
