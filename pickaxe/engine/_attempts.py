@@ -284,7 +284,9 @@ def _settle(
     ))  # fmt: skip
     failpoint("settle.after")
     if not settled.accepted:
-        logger.warning("%s: the result came too late and was refused: the call is somebody else's now, or over", attempt.token)
+        logger.warning(
+            "%s: the result came too late and was refused: the call is somebody else's now, or over", attempt.token
+        )
         return settled
     engine.transitions.tell(claim.run, step_entry(claim.key, claim.name, str(state), claim.attempt))
     publish_released(engine, claim.run, settled.released)

@@ -36,16 +36,19 @@ from pickaxe.store import Commit, Log, RunRow
 
 logger = logging.getLogger("pickaxe.agent")
 
+ROUNDS = 100
+"""Reductions in a row after which a run makes way for others, and queues up again."""
+
 
 def execute(engine: Engine, run: uuid.UUID) -> None:
     """Bring a run as far as it can go now. A duplicate or late message finds nothing to do."""
-    again = True
-    while again:
+    for _ in range(ROUNDS):
         row = engine.store.load_run(run)
         if row is None or row.state is not RunState.READY:
             return
         try:
-            again = _advance(engine, row, engine.store.load_log(row))
+            if not _advance(engine, row, engine.store.load_log(row)):
+                return
         except ServiceUnavailableError:
             raise
         except (Exception, KeyboardInterrupt) as error:
@@ -53,6 +56,7 @@ def execute(engine: Engine, run: uuid.UUID) -> None:
             reason = f"its reduction broke down, and is tried again later: {type(error).__name__}: {error}"
             engine.store.defer_run(run, reason[: _errors.MESSAGE_CAP], engine.settings.redispatch_cap)
             raise
+    publish_run(engine, run)
 
 
 def _advance(engine: Engine, row: RunRow, log: Log) -> bool:
@@ -66,7 +70,7 @@ def _advance(engine: Engine, row: RunRow, log: Log) -> bool:
             return True
         engine.transitions.tell(row.id, *_entries(row, decision, log, ending[0]))
         _publish(engine, row, decision, plan, commit)
-        return _inline.run_all(engine, row, plan)
+        return _inline.run_all(engine, row, plan) or commit.moved
 
 
 def _reduce(engine: Engine, row: RunRow, log: Log) -> Decision:

@@ -68,9 +68,13 @@ class Log:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """What a commit did. `orphans` are child runs to be cancelled, `released` steps of the parent's gather."""
+    """What a commit did. `moved`: more has arrived meanwhile, so the run is ready still.
+
+    `orphans` are child runs to be cancelled, `released` steps of the parent's gather.
+    """
 
     committed: bool
+    moved: bool
     parent: uuid.UUID | None
     parent_woken: bool
     released: list[str]
@@ -179,7 +183,7 @@ class RunStore:
             "commit", run=run.id, epoch=run.epoch, head=run.head, wake=run.wake,
             redispatch=self.redispatch, **values,
         )  # fmt: skip
-        return Commit(row.committed, row.parent, row.parent_woken, row.released, row.orphans)
+        return Commit(row.committed, row.moved, row.parent, row.parent_woken, row.released, row.orphans)
 
     def claim(self, run: uuid.UUID, key: str, attempt: int, owner: str, *, grace: float) -> Claim | None:
         """Own a step's next attempt, or None: a duplicate, late or unwanted message."""

@@ -166,12 +166,27 @@ def test_a_result_is_recorded_once_whoever_else_brings_one(store: Store) -> None
 
 def test_a_reduction_of_a_run_that_has_moved_is_refused(store: Store) -> None:
     run = new_run(store)
+    assert commit(store, run, [step("one")]).committed
     store.send_signal(run.id, "go", "1", None)
+    # Ready again, at the same head: but another reduction was committed since this one was loaded.
     assert not commit(store, run, [step("one")]).committed
     fresh = store.load_run(run.id)
-    store.cancel_run(run.id, reason="", error="{}", timed_out=False, force=True)
-    assert not commit(store, fresh, [step("one")]).committed
-    assert query(store, "SELECT count(*) FROM pickaxe.step") == [(0,)]
+    store.cancel_run(run.id, reason="", error="{}", timed_out=False, force=False)
+    assert not commit(store, fresh, [step("two")]).committed
+    assert query(store, "SELECT key FROM pickaxe.step") == [("one",)]
+
+
+def test_a_reduction_is_not_undone_by_what_arrives_meanwhile_and_the_run_stays_ready_for_that(store: Store) -> None:
+    run, rival = new_run(store), None
+    store.send_signal(run.id, "go", "1", None)
+    rival = store.load_run(run.id)
+    done = commit(store, run, [step("one")])
+    assert done.committed
+    assert done.moved
+    assert store.load_run(run.id).state == "ready"
+    # One that was loaded after the signal came, but before that commit.
+    assert not commit(store, rival, [step("one")]).committed
+    assert query(store, "SELECT state, due IS NOT NULL FROM pickaxe.run") == [("ready", True)]
 
 
 def test_a_process_that_was_declared_dead_takes_nothing_until_it_has_a_new_name(store: Store) -> None:
@@ -294,8 +309,9 @@ def test_calls_that_end_while_their_gather_is_cancelled_end_one_way_or_the_other
             settled = [future.result() for future in ends]
         slowest = max(slowest, time.monotonic() - began)
         joined = any(s.seq is not None for s in settled)
-        # The gather ended, so that the commit was refused; or it was cancelled, and nothing ever joins.
-        assert joined != stopped.committed
+        # The gather ended, and the commit came too late for it; or it was cancelled, and nothing ever joins.
+        assert stopped.committed
+        assert joined == stopped.moved
         outcomes["joined" if joined else "cancelled"] += 1
         state = "succeeded" if joined else "cancelled"
         of_it = query(store, "SELECT state FROM pickaxe.step WHERE run_id = %s AND key = 'gather'", run.id)

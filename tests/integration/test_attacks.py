@@ -381,3 +381,38 @@ def test_texts_are_checked_and_mended():
         checked("ä" * 251, "it")
     assert storable("a\0\ud800ä") == "a\\0\\ud800ä"
     assert _errors.seconds_from("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
+
+
+@agent
+async def counts() -> int:
+    taken = 0
+    while await wait_for_signal("more") != "stop":
+        taken += 1
+    return taken
+
+
+def test_a_run_goes_on_under_a_storm_of_signals(services):
+    app = Pickaxe("storm", agents=[counts], settings=services.settings())
+    run = counts.enqueue()
+    over = threading.Event()
+
+    def storm():
+        while not over.is_set():
+            app.client.store.send_signal(uuid.UUID(run.id), "more", "1", None)
+
+    senders = [threading.Thread(target=storm) for _ in range(3)]
+    for sender in senders:
+        sender.start()
+    reducer = threading.Thread(target=lambda: [advance(app, run) for _ in range(20) if not over.is_set()])
+    reducer.start()
+    try:
+        eventually(lambda: run.view().head > 50, what="progress")
+    finally:
+        over.set()
+        for thread in (*senders, reducer):
+            thread.join(30)
+    run.signal("more", "stop")
+    advance(app, run)
+    sent = app.client.store.database.one("load_run", run=uuid.UUID(run.id)).wake
+    assert run.result(timeout=10) == sent - 1
+    app.client.close()

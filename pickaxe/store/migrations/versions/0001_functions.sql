@@ -114,20 +114,22 @@ BEGIN
         r.state, r.output, r.error, p_redispatch) t;
 END $$;
 
--- A reduction is committed: all of it, or nothing if anything has moved since it was loaded.
--- `p_steps` is a JSON array of new steps, `p_children` of child runs.
+-- A reduction is committed: all of it, or nothing if another was committed, or the run was cancelled, since it was
+-- loaded. Arrivals that came meanwhile do not undo it, for it holds for all that came before them: the run then is
+-- `moved`, stays ready, and is reduced again. `p_steps` is a JSON array of new steps, `p_children` of child runs.
 CREATE FUNCTION pickaxe.commit_reduction(
     p_run uuid, p_epoch integer, p_head integer, p_wake integer, p_redispatch double precision,
     p_state text, p_new_head integer, p_output text, p_error text, p_reason text, p_published text,
     p_started timestamptz, p_owner text, p_steps json, p_children json,
     p_cancels text[], p_settled_keys text[], p_settled_seqs integer[], p_carried integer[],
-    OUT committed boolean, OUT parent uuid, OUT parent_woken boolean, OUT released text[], OUT orphans uuid[]
+    OUT committed boolean, OUT moved boolean,
+    OUT parent uuid, OUT parent_woken boolean, OUT released text[], OUT orphans uuid[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
     r pickaxe.run%ROWTYPE;
     over boolean := p_state IN ('succeeded', 'failed', 'cancelled');
 BEGIN
-    committed := false; parent_woken := false; released := '{}'; orphans := '{}';
+    committed := false; moved := false; parent_woken := false; released := '{}'; orphans := '{}';
     IF p_cancels <> '{}' THEN
         -- In the order in which a gathered step ends: itself, its gather, the run. Else the two would block each
         -- other until Postgres notices, which takes a second.
@@ -137,25 +139,28 @@ BEGIN
             WHERE run_id = p_run AND key = ANY (p_cancels) AND kind = 'gather' ORDER BY key FOR UPDATE;
     END IF;
     UPDATE pickaxe.run t SET
-        state = p_state, head = p_new_head,
+        state = CASE WHEN p_state = 'waiting' AND t.wake > p_wake THEN 'ready' ELSE p_state END,
+        head = p_new_head,
         output = CASE WHEN over THEN p_output ELSE t.output END,
         error = p_error, reason = p_reason,
         published = coalesce(p_published, t.published),
         started_at = coalesce(t.started_at, p_started),
         chapter_at = CASE WHEN p_state = 'ready' THEN clock_timestamp() ELSE coalesce(t.chapter_at, p_started) END,
-        due = CASE WHEN p_state = 'ready' THEN clock_timestamp() + make_interval(secs => p_redispatch) END,
+        due = CASE WHEN p_state = 'ready' OR p_state = 'waiting' AND t.wake > p_wake
+            THEN clock_timestamp() + make_interval(secs => p_redispatch) END,
         dispatches = 0,
         chapter = t.chapter + (p_state = 'ready')::integer,
-        epoch = t.epoch + (p_state <> 'waiting')::integer,
+        epoch = t.epoch + 1,
         input = CASE WHEN p_state = 'ready' THEN p_output ELSE t.input END,
         deadline = CASE WHEN over THEN NULL ELSE t.deadline END,
         -- One that the chapter has seen is not seen again by the next, which may be cancelled anew.
         cancel_seq = CASE WHEN p_state = 'ready' AND t.cancel_seq <> ALL (p_carried) THEN NULL ELSE t.cancel_seq END,
         finished_at = CASE WHEN over THEN clock_timestamp() END
-    WHERE t.id = p_run AND t.epoch = p_epoch AND t.head = p_head AND t.wake = p_wake AND t.state = 'ready'
+    WHERE t.id = p_run AND t.epoch = p_epoch AND t.head = p_head AND t.wake >= p_wake AND t.state = 'ready'
     RETURNING t.* INTO r;
     IF NOT FOUND THEN RETURN; END IF;
     committed := true;
+    moved := r.state = 'ready' AND p_state = 'waiting';
 
     IF p_steps IS NOT NULL THEN
         INSERT INTO pickaxe.step (
@@ -217,7 +222,7 @@ BEGIN
     END IF;
 
     IF p_state = 'ready' THEN
-        UPDATE pickaxe.signal SET chapter = r.chapter WHERE run_id = p_run AND seq = ANY (p_carried);
+        UPDATE pickaxe.signal SET chapter = r.chapter WHERE run_id = p_run AND (seq = ANY (p_carried) OR seq > p_wake);
     END IF;
     IF over THEN
         SELECT t.parent, t.woken, t.released INTO parent, parent_woken, released
