@@ -6,7 +6,7 @@ import asyncio
 
 from pydantic import BaseModel, Field
 
-from pickaxe import agent, gather, set_state, wait_for_signal
+from pickaxe import agent, errors, gather, set_state, wait_for_signal
 from tasks.check import check
 from toolbox.compare import compare
 from toolbox.documents import read, search
@@ -78,6 +78,10 @@ async def reviewed() -> Verdict:
     """A person's verdict, or that nobody came."""
     try:
         async with asyncio.timeout(REVIEW_WITHIN):
-            return await wait_for_signal("review", Verdict)
+            while True:
+                try:
+                    return await wait_for_signal("review", Verdict)
+                except errors.ValidationError as error:
+                    set_state({"waiting": "for a review", "refused": str(error)})  # a slip costs nobody the run
     except TimeoutError:
         return Verdict(approved=False, reviewer="nobody", comment="Nobody reviewed it in time.")

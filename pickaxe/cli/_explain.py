@@ -90,7 +90,9 @@ class Fleet:
         """Why a call cannot be taken, or nothing."""
         if not self.workers:
             return "no worker is running: start one with `pickaxe worker`"
-        return "" if name in self.handles else f"no live worker knows {kind} {name!r}"
+        if name in self.handles:
+            return ""
+        return f"no live worker knows {kind} {name!r}: list it in Pickaxe({kind}s=[...]) and restart its worker"
 
 
 def why_step(step: StepView, steps: Sequence[StepView], fleet: Fleet) -> str:
@@ -119,6 +121,8 @@ def why_run(run: RunView, steps: Sequence[StepView], fleet: Fleet) -> list[str]:
         case RunState.WAITING:
             open_steps = [s for s in steps if not s.state.terminal and s.group is None]
             found = [f"{s.key}: {why_step(s, steps, fleet) or s.state}" for s in open_steps]
+            if not found:
+                return ["for nothing that is in its log: its agent awaits something that no step will ever bring"]
             return found[:8] + ([f"and {len(found) - 8} more"] if len(found) > 8 else [])
     return []
 

@@ -6,17 +6,21 @@ import queue
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.markdown import Markdown
 
+from pickaxe.cli._explain import Fleet, why_run
 from pickaxe.cli._screen import Screen
 from pickaxe.cli._text import console, jsonable, print_json, safe
 from pickaxe.client import Client, Run
 from pickaxe.errors import ResultTimeoutError
 from pickaxe.streams import Transition
 from pickaxe.streams import follow as transitions_of
+
+SILENCE = 3.0
+"""Seconds without news after which somebody who watches is told what a run waits for."""
 
 MOST_RUNS = 50
 """Runs of a tree that are followed at the same time; of the others only the beginning and the end are seen."""
@@ -29,20 +33,30 @@ def follow(client: Client, run: Run[Any], *, as_json: bool = False, patience: fl
             print_json({"run": of, **transition.as_json()})
         return
     with Screen(client, run.id) as screen:
-        for of, transition in follow_tree(client, run.id, patience):
+        for of, transition in follow_tree(client, run.id, patience, lambda why: screen.note((f"  {why}", "dim"))):
             screen.feed(of, transition)
 
 
-def follow_tree(client: Client, run: str, patience: float | None = None) -> Iterator[tuple[str, Transition]]:
-    """The transitions of a run and of those below it, merged. Raises `ResultTimeoutError` after `patience` seconds."""
+def follow_tree(
+    client: Client, run: str, patience: float | None = None, on_silence: Callable[[str], None] | None = None
+) -> Iterator[tuple[str, Transition]]:
+    """The transitions of a run and of those below it, merged. Raises `ResultTimeoutError` after `patience` seconds.
+
+    When nothing happens for a while, `on_silence` is told why, once.
+    """
     follower = _TreeFollower(client)
     follower.start(run)
     deadline = None if patience is None else time.monotonic() + patience
     while follower.open:
-        item = follower.next(deadline)
+        item = follower.next(deadline if on_silence is None else _sooner(deadline, SILENCE))
+        if item is None and on_silence is not None and (deadline is None or time.monotonic() < deadline):
+            on_silence(_why(client, run))
+            on_silence = None
+            continue
         if item is None:
             raise ResultTimeoutError(
-                f"run {run} has not ended in time; it goes on: see `pickaxe show {run[:18]}`", run_id=run
+                f"run {run} has not ended in time; it goes on ({_why(client, run)}): see `pickaxe show {run[:18]}`",
+                run_id=run,
             )
         of, transition = item
         if isinstance(transition, Exception):
@@ -55,6 +69,17 @@ def follow_tree(client: Client, run: str, patience: float | None = None) -> Iter
         yield of, transition
         if transition.kind == "step" and transition.more.get("type") == "child":
             follower.start_children(of)
+
+
+def _sooner(deadline: float | None, pause: float) -> float:
+    soon = time.monotonic() + pause
+    return soon if deadline is None else min(deadline, soon)
+
+
+def _why(client: Client, run: str) -> str:
+    view = client.store.view_run(uuid.UUID(run))
+    reasons = why_run(view, client.store.view_steps(uuid.UUID(run)), Fleet(client)) if view else []
+    return "; ".join(reasons[:2]) or "it is at work"
 
 
 class _TreeFollower:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import sys
 import time
 import uuid
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from pickaxe._states import StepState
@@ -148,8 +151,9 @@ class Demo:
                 (f"pickaxe run research '{question}' --follow", "from a second terminal: a run that waits for you"),
                 ("pickaxe signal latest review '{\"approved\": true}'", "from a third: your review"),
             ]
+        here = "" if shutil.which("pickaxe") else f"{os.path.relpath(Path(sys.argv[0]).parent)}/"
         for command, what in commands:
-            say("  ", (command, "bold cyan"))
+            say("  ", (here + command, "bold cyan"))
             say("      ", (what, "dim"))
 
     def _wait(self, around: Surroundings) -> None:

@@ -16,6 +16,10 @@ from pickaxe.store._runs import StepDue
 LOCK_CLASS = 0x5049434B
 """The first half of every advisory lock of Pickaxe; the second is a worker's slot, or 0 for the sweeper."""
 
+FOUND_AGAIN = 4.0
+"""Seconds after its start in which every living process has found the database again: statements that fail are
+tried again after 1.5 s at most, and a beat that was given up follows the next."""
+
 BATCH = 500
 """Rows a sweep takes at a time."""
 
@@ -50,7 +54,9 @@ class FleetStore:
 
     def depose(self, slot: int, *, vanished: float) -> list[int]:
         """End the session that holds a slot's lock if it has said nothing for `vanished` seconds."""
-        rows = self.database.rows("depose", slot=slot, vanished=vanished, lock_class=LOCK_CLASS)
+        rows = self.database.rows(
+            "depose", slot=slot, vanished=vanished, lock_class=LOCK_CLASS, found_again=FOUND_AGAIN
+        )
         return [int(row.pid) for row in rows]
 
     @staticmethod
@@ -69,7 +75,9 @@ class FleetStore:
 
     def bury_workers(self, *, dead: float, vanished: float) -> Sequence[Row[Any]]:
         """Declare dead what is dead."""
-        return self.database.rows("bury_workers", dead=dead, vanished=vanished, lock_class=LOCK_CLASS)
+        return self.database.rows(
+            "bury_workers", dead=dead, vanished=vanished, lock_class=LOCK_CLASS, found_again=FOUND_AGAIN
+        )
 
     def reclaim_steps(self) -> Sequence[Row[Any]]:
         """Take the steps of dead processes away from them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any, Generic, Literal, TypeVar, cast
@@ -113,7 +113,8 @@ def simulate(
     if not isinstance(agent, Agent):
         raise ConfigurationError(f"simulate takes an agent's handle, not {agent!r}")
     began = _timestamp(start or _START, "start")
-    world = World(Bodies(tools or {}), began, shuffle)
+    bodies = Bodies(tools or {})
+    world = World(bodies, began, shuffle)
     text = agent.spec.signature.encode_input(args, kwargs, cap=MAX_PAYLOAD)
     priority = agent.spec.priority if agent.spec.priority is not None else 5
     run = new_run(agent.spec, text, priority)
@@ -123,7 +124,25 @@ def simulate(
         _Driver(world, run, replay=crash == "everywhere").go()
     finally:
         world.close()
+    _all_used(bodies.names, run)
     return Simulation(run, agent, world.now)
+
+
+def _all_used(replaced: set[str], run: SimulatedRun) -> None:
+    """A name that nobody asked for is misspelt, most likely, and the real tool ran. (A handle cannot be.)"""
+    asked = {step.name for step in _below(run) if step.spec is not None}
+    if unused := sorted(replaced - asked):
+        raise SimulationError(
+            f"tools= replaces {unused[0]!r}, which agent {run.agent!r} never called: it called "
+            f"{', '.join(sorted(asked)) or 'nothing'}. Is the name right? What is not replaced runs for real."
+        )
+
+
+def _below(run: SimulatedRun) -> Iterator[Step]:
+    for step in (*run.past, *run.steps.values()):
+        yield step
+        if step.child is not None:
+            yield from _below(step.child)
 
 
 class _Driver:

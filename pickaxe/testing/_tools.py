@@ -39,6 +39,7 @@ class Bodies:
 
     def __init__(self, tools: Mapping[Any, Any]) -> None:
         self._given = {_name(key): _body(key, value) for key, value in tools.items()}
+        self.names = {key for key in tools if isinstance(key, str)}
 
     def of(self, name: str) -> Takes | None:
         """The replacement of this name."""

@@ -517,3 +517,18 @@ def test_it_can_be_used_inside_a_running_loop() -> None:
         return int(simulate(agent(main)).result())
 
     assert asyncio.run(test()) == 3
+
+
+def test_a_replacement_that_nobody_asked_for_is_refused_because_the_real_tool_ran():
+    @agent
+    async def main() -> int:
+        return await plain_number()
+
+    assert simulate(main, tools={"plain_number": lambda: 2}).result() == 2
+    with pytest.raises(SimulationError, match=r"replaces 'plain_numbr'.*it called plain_number"):
+        simulate(main, tools={"plain_numbr": lambda: 2})
+
+
+@tool
+def plain_number() -> int:
+    return 1

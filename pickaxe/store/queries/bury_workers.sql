@@ -1,11 +1,11 @@
 -- Processes that are gone: their session lock is free and they have not beaten for :dead seconds, or they have
 -- not beaten for :vanished seconds whatever the lock says. A database that has just started has no locks at
--- all, so the time it was away counts for nobody.
+-- all, so the time it was away counts for nobody, nor do the :found_again seconds it takes to find it again.
 UPDATE pickaxe.worker w SET ended_at = clock_timestamp(), ended = 'died'
 WHERE w.ended_at IS NULL
-    AND greatest(w.beat_at, pg_postmaster_start_time()) < clock_timestamp() - make_interval(secs => :dead)
+    AND greatest(w.beat_at, pg_postmaster_start_time() + make_interval(secs => :found_again)) < clock_timestamp() - make_interval(secs => :dead)
     AND (
-        greatest(w.beat_at, pg_postmaster_start_time()) < clock_timestamp() - make_interval(secs => :vanished)
+        greatest(w.beat_at, pg_postmaster_start_time() + make_interval(secs => :found_again)) < clock_timestamp() - make_interval(secs => :vanished)
         OR NOT EXISTS (
             SELECT 1 FROM pg_locks l
             WHERE l.locktype = 'advisory' AND l.classid = :lock_class AND l.objid = w.slot AND l.granted
