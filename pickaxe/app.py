@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -75,7 +74,7 @@ class Pickaxe(BrokerApp):
         self.handles = _by_name([*agents, *tools])
         self.queue_limits = _queue_limits(queues)
         super().__init__(name, _broker_url(self.settings), _result_url(self.settings), conf)
-        self._services: _Services | None = None
+        self._liveness: Liveness | None = None
         self._sweeper: Sweeper | None = None
         for handle in self.handles.values():
             handle.spec.signature.check()
@@ -198,17 +197,17 @@ class Pickaxe(BrokerApp):
 
     def _process_started(self) -> None:
         worker = running_worker(self)
-        if self._services is not None:
+        if self._liveness is not None:
             return
         self.client.forked()
         self.__dict__.pop("engine", None)
         self.engine.worker_name = worker.hostname if worker else ""
-        self._services = _Services(self.engine)
-        self._services.liveness.start()
+        self._liveness = Liveness(self.engine)
+        self._liveness.start()
 
     def _process_stopped(self) -> None:
-        if self._services is not None:
-            self._services.liveness.stop()
+        if self._liveness is not None:
+            self._liveness.stop()
         resources.close()
 
     def _worker_started(self) -> None:
@@ -219,14 +218,6 @@ class Pickaxe(BrokerApp):
     def _worker_stopped(self) -> None:
         if self._sweeper is not None:
             self._sweeper.stop()
-
-
-class _Services:
-    """What a process that runs tasks keeps going."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.pid = os.getpid()
-        self.liveness = Liveness(engine)
 
 
 def _give_back_unrun(claiming: asyncio.Future[_attempts.Attempt | None]) -> None:

@@ -350,7 +350,8 @@ class Run(Generic[R]):
         Each transition carries a `cursor` to resume from. After a loss of Redis a `restarted` transition
         comes first and then everything again, as the log has it.
         """
-        return follow(self._client.store, self._client.redis, self._uuid, cursor)
+        client = self._client
+        return follow(client.store, client.redis, self._uuid, cursor, ttl=client.settings.stream_ttl)
 
     async def astream(self, cursor: str | None = None) -> AsyncIterator[Transition]:
         """`stream` for asynchronous code."""

@@ -61,17 +61,20 @@ _ENDED = frozenset(str(state) for state in StepState if state.terminal)
 _FIELDS = ("kind", "state", "step", "name", "attempt")
 
 
-def follow(store: Store, client: redis.Redis, run: uuid.UUID, cursor: str | None) -> Iterator[Transition]:
+def follow(
+    store: Store, client: redis.Redis, run: uuid.UUID, cursor: str | None, *, ttl: float = 60.0
+) -> Iterator[Transition]:
     """See `Run.stream`."""
-    return iter(_Follower(store, client, run, cursor))
+    return iter(_Follower(store, client, run, cursor, ttl))
 
 
 class _Follower:
-    def __init__(self, store: Store, client: redis.Redis, run: uuid.UUID, cursor: str | None) -> None:
+    def __init__(self, store: Store, client: redis.Redis, run: uuid.UUID, cursor: str | None, ttl: float) -> None:
         self._store = store
         self._redis = client
         self._run = run
         self._key = stream_key(run)
+        self._ttl = int(ttl * 1000)
         self._last = "0-0"
         self._seen: set[str] = set()
         self._from = cursor
@@ -153,7 +156,7 @@ class _Follower:
         for t in missing:
             entry = {name: getattr(t, name) for name in _FIELDS} | t.more | {"at": t.at.timestamp() if t.at else None}
             pipe.xadd(self._key, {"t": _values.dump(entry)}, maxlen=MAX_LENGTH, approximate=True)
-        pipe.pexpire(self._key, 60_000)
+        pipe.pexpire(self._key, self._ttl)
         try:
             pipe.execute()
         except redis.RedisError:
