@@ -28,10 +28,10 @@ import redis
 from pickaxe._rates import Rate
 from pickaxe.errors import ConfigurationError
 
-# Slots keep 2 % more distance than the rate asks for and the gate 1 %, so a start that is
+# Slots keep 3 % more distance than the rate asks for and the gate 2 %, so a start that is
 # a little later than its slot (by up to 1 % of the window) still finds the gate open.
-SLOT_MARGIN = 0.02
-START_MARGIN = 0.01
+SLOT_MARGIN = 0.03
+START_MARGIN = 0.02
 BATCH = 200
 """Reservations per script call: one call keeps Redis busy for a few milliseconds at most."""
 
