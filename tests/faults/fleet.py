@@ -126,8 +126,6 @@ class Fleet:
     settings: Mapping[str, str] = field(default_factory=lambda: FAST)
     workers: list[WorkerProcess] = field(default_factory=list)
     runs: list[Run[Any]] = field(default_factory=list)
-    late: set[int] = field(default_factory=set)
-    """Processes that were frozen or cut off. What they had claimed before may begin long after it is somebody else's."""
 
     def __post_init__(self) -> None:
         self.ledger = self.folder / "ledger"
@@ -270,10 +268,12 @@ class Fleet:
                 "SELECT run_id, key, state, attempt, finished_at FROM pickaxe.step WHERE kind = 'tool'"
             )
         }
+        # What a process claimed before it was taken for dead, it may still begin when it wakes up.
+        buried = {pid for (pid,) in self.query("SELECT pid FROM pickaxe.worker WHERE ended = 'died'")}
         for entry in self.entries("start"):
             state, attempt, at = recorded[entry.key]
             # A call may be cancelled between its claim and its body.
-            if state != "cancelled" and not (entry.pid in self.late and int(entry.attempt) < attempt):
+            if state != "cancelled" and not (entry.pid in buried and int(entry.attempt) < attempt):
                 assert entry.at <= at, f"{entry} began after its result was recorded at {at}"
         for key, (state, attempt, _) in recorded.items():
             if state == "succeeded":
