@@ -77,9 +77,10 @@ def outcome_of(plan: Plan) -> Outcome:
 
 def deliveries(plan: Plan) -> Iterator[Delivery]:
     """What the plan's runs need from outside, in the order in which they need it."""
-    for op, run in _walk(plan["ops"], plan["label"]):
+    for op, within in _walk(plan["ops"], plan):
+        run = within["label"]
         if op["op"] == "signal":
-            values = tuple(op["n"] + i for i in range(op["count"] * plan["chapters"]))
+            values = tuple(op["n"] + i for i in range(op["count"] * within["chapters"]))
             yield Delivery("signal", run, op["label"], values, op["when"])
         elif op["op"] == "event":
             yield Delivery("event", run, op["label"], (op["n"],), op["when"])
@@ -87,16 +88,17 @@ def deliveries(plan: Plan) -> Iterator[Delivery]:
             yield Delivery("cancel", run, op["label"], (), op["when"])
 
 
-def _walk(ops: Sequence[Op], run: str) -> Iterator[tuple[Op, str]]:
+def _walk(ops: Sequence[Op], plan: Plan) -> Iterator[tuple[Op, Plan]]:
+    """Every op, with the plan of the run that plays it."""
     for op in ops:
-        yield op, run
+        yield op, plan
         if op["op"] == "child":
-            yield from _walk(op["plan"]["ops"], op["plan"]["label"])
+            yield from _walk(op["plan"]["ops"], op["plan"])
         for part in (op.get("calls", ()), op.get("body", ()), op.get("cleanup", ()), *op.get("branches", ())):
-            yield from _walk(part, run)
+            yield from _walk(part, plan)
         for name in ("between", "meanwhile", "call"):
             if name in op:
-                yield from _walk([op[name]], run)
+                yield from _walk([op[name]], plan)
 
 
 class _Model:

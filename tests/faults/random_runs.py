@@ -22,6 +22,10 @@ from tests.faults.random_model import Delivery, Effect, Outcome, deliveries, out
 from tests.faults.random_plans import draw
 
 
+LINGERS = 15.0
+"""Seconds after which it is noted down what has not ended yet."""
+
+
 @dataclass
 class Pending:
     """A delivery on its way. `due` is a time of the monotonic clock; `sent` counts the values that are gone."""
@@ -52,6 +56,7 @@ class Programs:
     plans: dict[str, dict[str, Any]] = field(default_factory=dict)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     roots: dict[str, str] = field(default_factory=dict)
+    lingering: str = ""
 
     def __post_init__(self) -> None:
         self.plans = {label: draw(self.seed, label) for label in (f"p{n}" for n in range(self.count))}
@@ -159,9 +164,16 @@ class Programs:
     def finish(self, within: float) -> None:
         """The storm is over: bring what is still missing, and wait until everything is at rest (I1, I8)."""
         self._calm.set()
-        eventually(lambda: self._troubles or not (self._pending or self.fleet.leftovers()), "all programs end", within)
+        try:
+            eventually(self._at_rest, "all programs end", min(within, LINGERS))
+        except AssertionError:
+            self.lingering = self.story()
+            eventually(self._at_rest, "all programs end", within - LINGERS)
         if self._troubles:
             raise self._troubles[0]
+
+    def _at_rest(self) -> bool:
+        return bool(self._troubles) or not (self._pending or self.fleet.leftovers())
 
     def judge(self) -> dict[str, int]:
         """Results, effects, runs and invariants are what they must be. Returns counts, for people."""
@@ -218,7 +230,21 @@ class Programs:
             f"replay: PICKAXE_TEST_SEED={self.seed}",
             f"not delivered: {self._pending}",
             *(f"{label} ({self.roots.get(label)}): {json.dumps(self.plans[label])}" for label in sorted(stuck)),
+            *(line for run in sorted(left) for line in self._log_of(run)),
         ])  # fmt: skip
+
+    def _log_of(self, run: str) -> list[str]:
+        rows = self.fleet.query(
+            "SELECT 'run', agent, state, chapter, head, wake, epoch, due FROM pickaxe.run WHERE id = %s", run
+        )
+        rows += self.fleet.query(
+            "SELECT key, state, chapter, seq, attempt, deaths, due, reason FROM pickaxe.step WHERE run_id = %s "
+            "ORDER BY created_at", run,
+        )  # fmt: skip
+        rows += self.fleet.query(
+            "SELECT 'signal', name, chapter, seq, payload FROM pickaxe.signal WHERE run_id = %s ORDER BY seq", run
+        )
+        return [f"--- the log of {run}", *map(str, rows)]
 
 
 def over(state: str) -> bool:

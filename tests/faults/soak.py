@@ -106,6 +106,9 @@ class Arena:
                 report.hits, ended = Counter(nemesis.hits), time.monotonic()
                 programs.finish(within=QUIET)
                 report.recovery = time.monotonic() - ended
+                if programs.lingering:
+                    text = "\n".join([*nemesis.log, programs.lingering, fleet.story()])
+                    (self.folder / f"slow-seed-{report.seed}.txt").write_text(text)
                 report.counts = programs.judge()
             except BaseException as error:
                 story = ["the nemesis:", *nemesis.log, programs.story(), fleet.story()]
