@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,10 +20,9 @@ from pickaxe.authoring._handles import EnqueueOptions
 from pickaxe.client import Client, Run
 from pickaxe.errors import PickaxeError, ServiceUnavailableError
 from tests.faults import app as programs
+from tests.faults.nursery import Forked, Nursery
 
 T = TypeVar("T")
-
-ROOT = Path(__file__).parents[2]
 
 FAST = {
     "PICKAXE_REDISPATCH_AFTER": "1",
@@ -38,10 +34,7 @@ FAST = {
 }
 """Everything that waits waits less, so that a test takes seconds."""
 
-READY = 3
-"""Worker processes kept warm."""
-
-_warm: list[subprocess.Popen[bytes]] = []
+_nurseries: list[Nursery] = []
 
 
 def eventually(check: Callable[[], T], what: str, within: float = 30) -> T:
@@ -54,28 +47,23 @@ def eventually(check: Callable[[], T], what: str, within: float = 30) -> T:
     return found
 
 
-def warm_up(count: int = READY) -> None:
-    """Have so many processes ready to become workers."""
-    while len(_warm) < count:
-        argv = [sys.executable, "-m", "tests.faults.warm"]
-        # A process group of its own: what a worker forks can be killed with it.
-        _warm.append(subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.PIPE, start_new_session=True))
+def warm_up() -> Nursery:
+    """Have a process ready that workers are forked from."""
+    if not _nurseries:
+        _nurseries.append(Nursery())
+    return _nurseries[0]
 
 
 def cool_down() -> None:
-    """End those that were not needed."""
-    while _warm:
-        process = _warm.pop()
-        process.kill()
-        process.wait()
-        assert process.stdin is not None
-        process.stdin.close()
+    """End it."""
+    while _nurseries:
+        _nurseries.pop().close()
 
 
 class WorkerProcess:
     """One `celery worker`."""
 
-    def __init__(self, process: subprocess.Popen[bytes], name: str, log: Path) -> None:
+    def __init__(self, process: Forked, name: str, log: Path) -> None:
         self.process = process
         self.name = name
         self.log = log
@@ -165,9 +153,7 @@ class Fleet:
         environment: Mapping[str, str] | None = None,
     ) -> WorkerProcess:
         """Start a worker. `environment` are further variables of its own."""
-        warm_up(1)
-        process = _warm.pop(0)
-        worker = WorkerProcess(process, name, self.folder / f"{name}.{len(self.workers)}.log")
+        log = self.folder / f"{name}.{len(self.workers)}.log"
         told = {
             "environment": {
                 "PICKAXE_DATABASE_URL": self.database_url,
@@ -176,17 +162,14 @@ class Fleet:
                 **self.settings,
                 **(environment or {}),
             },
-            "log": str(worker.log),
+            "log": str(log),
             "options": [
                 *["-Q", queues, "-P", pool, "-c", str(concurrency), "-n", f"{name}@%h", "-l", "INFO"],
                 *["--without-gossip", "--without-mingle"],
             ],
         }
-        assert process.stdin is not None
-        process.stdin.write(json.dumps(told).encode() + b"\n")
-        process.stdin.close()
+        worker = WorkerProcess(warm_up().fork(told), name, log)
         self.workers.append(worker)
-        warm_up()
         if wait:
             eventually(lambda: self.is_registered(worker) or worker.has_died(), f"{name} comes up")
         return worker

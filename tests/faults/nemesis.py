@@ -33,7 +33,7 @@ class Nemesis:
 
     fleet: Fleet
     services: Services
-    chance: random.Random
+    seed: int
     actions: dict[str, int] = field(default_factory=lambda: dict(ACTIONS))
     log: list[str] = field(default_factory=list)
     hits: dict[str, int] = field(default_factory=dict)
@@ -41,10 +41,10 @@ class Nemesis:
 
     def __enter__(self) -> Nemesis:
         self._began = time.monotonic()
+        self.chance = random.Random(self.seed)
         self._open = ExitStack()
-        seed = self.chance.randrange(2**31)
-        self.postgres = self._open.enter_context(Proxy(self.fleet.database_url, seed=seed))
-        self.redis = self._open.enter_context(Proxy(self.fleet.redis_url, seed=seed))
+        self.postgres = self._open.enter_context(Proxy(self.fleet.database_url, seed=self.seed))
+        self.redis = self._open.enter_context(Proxy(self.fleet.redis_url, seed=self.seed))
         self.living: list[WorkerProcess] = []
         for name in ("near", "second", "far"):
             self._start(name)
@@ -56,8 +56,10 @@ class Nemesis:
 
     def rage(self, count: int, between: Callable[[], object] = lambda: None) -> None:
         """So many actions that hit, with `between` and a pause after each. Leaves everything running."""
-        for _ in range(4 * count):
-            [action] = self.chance.choices(list(self.actions), list(self.actions.values()))
+        plan = self.chance.choices(list(self.actions), list(self.actions.values()), k=4 * count)
+        for number, action in enumerate(plan):
+            # Of its own, so that the next action is the same whatever this one finds.
+            self.chance = random.Random(f"{self.seed} {number}")
             left = self._at_work()
             evidence = getattr(self, f"_{action}")()
             if evidence is None:
@@ -167,7 +169,9 @@ class Nemesis:
             "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
             "WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
-        return f"{eventually(lambda: self.fleet.query(query)[0][0], 'there are connections')} connections to Postgres cut"
+        return (
+            f"{eventually(lambda: self.fleet.query(query)[0][0], 'there are connections')} connections to Postgres cut"
+        )
 
     def _cut_redis(self) -> str:
         count = eventually(lambda: self.fleet.client.redis.client_kill_filter(_type="normal", skipme=True), "cut")

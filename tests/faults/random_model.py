@@ -205,7 +205,9 @@ class _Model:
             for branch, fails in zip(branches, failed, strict=True)
         ]
         if cut:
-            raise Failed("ExceptionGroup" if op["how"] == "group" else next(e.kind for e in ends if isinstance(e, Failed)))
+            raise Failed(
+                "ExceptionGroup" if op["how"] == "group" else next(e.kind for e in ends if isinstance(e, Failed))
+            )
         return [["!", r.kind] if isinstance(r, Failed) else r for r in results]
 
     def pool(self, op: Op, certain: bool) -> list[Any]:

@@ -129,7 +129,9 @@ class _Draw:
         self.chance.shuffle(calls)
         endless = sum(_has(call, ("never",)) for call in calls)
         limit = self.chance.choice([None, None, endless + self.chance.randint(1, 3)])
-        return self.named("gather", calls=calls, limit=limit, quorum=quorum, tolerant=tolerant, caught=safe or self.maybe(0.9))
+        return self.named(
+            "gather", calls=calls, limit=limit, quorum=quorum, tolerant=tolerant, caught=safe or self.maybe(0.9)
+        )
 
     def members(self, depth: int, safe: bool, most: int) -> list[Op]:
         """Calls that succeed."""

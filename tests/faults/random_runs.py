@@ -21,7 +21,6 @@ from tests.faults.fleet import Fleet, eventually
 from tests.faults.random_model import Delivery, Effect, Outcome, deliveries, outcome_of
 from tests.faults.random_plans import draw
 
-
 LINGERS = 15.0
 """Seconds after which it is noted down what has not ended yet."""
 
@@ -192,9 +191,8 @@ class Programs:
         came_to = view.output if view.state == "succeeded" else (view.error or {}).get("type")
         wrong = []
         if view.state != outcome.state or (outcome.state != "cancelled" and came_to != outcome.value):
-            wrong.append(
-                f"{label} ({view.id}): expected {outcome.state} {outcome.value}, came to {view.state} {came_to} {view.error}"
-            )
+            wrong.append(f"{label} ({view.id}) came to {view.state} {came_to} {view.error}")
+            wrong.append(f"    it should be {outcome.state} {outcome.value}")
         for run, state in outcome.runs.items():
             found = [s.state for s in seen.get(run, [])]
             if len(found) > 1 or (state is not None and found != [state]):

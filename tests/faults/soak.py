@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import random
 import sys
 import tempfile
 import time
@@ -91,8 +90,7 @@ class Arena:
         return report
 
     def _storm(self, fleet: Fleet, report: Report, count: int, actions: int) -> None:
-        chance = random.Random(report.seed)
-        nemesis = Nemesis(fleet, self.services, chance)
+        nemesis = Nemesis(fleet, self.services, report.seed)
         with Programs(fleet, report.seed, count, span=actions * 1.0) as programs, nemesis:
             try:
                 waiting = list(programs.plans)
@@ -145,7 +143,7 @@ def _fought(
         except BaseException:
             story = traceback.format_exc()
             (folder / f"seed-{seed}.txt").write_text(story)
-            error = story.rpartition("AssertionError: ")[2]
+            error = story.rpartition("AssertionError: ")[2] or story.strip().splitlines()[-1]
             reports.put(Report(seed, time.monotonic() - began, error=error))
             return True
     return False

@@ -1,4 +1,4 @@
-"""Random programs, whose results and effects are known beforehand, on a fleet that is left in peace, and on one that is not."""
+"""Random programs, whose results and effects are known beforehand, on a fleet in peace and on one under a nemesis."""
 
 from __future__ import annotations
 
