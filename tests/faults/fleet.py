@@ -153,25 +153,31 @@ class Fleet:
         environment: Mapping[str, str] | None = None,
     ) -> WorkerProcess:
         """Start a worker. `environment` are further variables of its own."""
+        options = [
+            *["-Q", queues, "-P", pool, "-c", str(concurrency), "-n", f"{name}@%h", "-l", "INFO"],
+            *["--without-gossip", "--without-mingle"],
+        ]
+        worker = self._fork(name, environment, program="worker", options=options)
+        if wait:
+            eventually(lambda: self.is_registered(worker) or worker.has_died(), f"{name} comes up")
+        return worker
+
+    def start_client(self, environment: Mapping[str, str]) -> WorkerProcess:
+        """Start a process that runs nothing, and says to the fleet what `one_client.py` says."""
+        return self._fork("client", environment, program="client")
+
+    def _fork(self, name: str, environment: Mapping[str, str] | None, **told: Any) -> WorkerProcess:
         log = self.folder / f"{name}.{len(self.workers)}.log"
-        told = {
-            "environment": {
-                "PICKAXE_DATABASE_URL": self.database_url,
-                "PICKAXE_REDIS_URL": self.redis_url,
-                "PICKAXE_TEST_LEDGER": str(self.ledger),
-                **self.settings,
-                **(environment or {}),
-            },
-            "log": str(log),
-            "options": [
-                *["-Q", queues, "-P", pool, "-c", str(concurrency), "-n", f"{name}@%h", "-l", "INFO"],
-                *["--without-gossip", "--without-mingle"],
-            ],
+        told["log"] = str(log)
+        told["environment"] = {
+            "PICKAXE_DATABASE_URL": self.database_url,
+            "PICKAXE_REDIS_URL": self.redis_url,
+            "PICKAXE_TEST_LEDGER": str(self.ledger),
+            **self.settings,
+            **(environment or {}),
         }
         worker = WorkerProcess(warm_up().fork(told), name, log)
         self.workers.append(worker)
-        if wait:
-            eventually(lambda: self.is_registered(worker) or worker.has_died(), f"{name} comes up")
         return worker
 
     def is_registered(self, worker: WorkerProcess) -> bool:

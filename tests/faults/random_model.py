@@ -1,7 +1,7 @@
-"""What a plan comes to, worked out without Pickaxe: its result, its effects, its child runs, what it needs from outside.
+"""What a plan comes to, worked out without Pickaxe: result, effects, child runs, and what it needs from outside.
 
-An op is *certain* if it is played to its end in every run of the plan, whatever is lost, late or killed. What stands in
-a part that is cut off at some moment (by a timeout, a failed sibling, a reached quorum) is not: it may happen, once.
+An op is *certain* if it is played to its end in every run of the plan, whatever is lost, late or killed. What stands
+in a part that is cut off at some moment (by a timeout, a failed sibling, a reached quorum) is not: it may happen, once.
 """
 
 from __future__ import annotations

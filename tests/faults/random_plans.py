@@ -60,10 +60,8 @@ class _Draw:
         return self.named("park", cleanup=[self.call()], when=self.when())
 
     def ops(self, length: int, depth: int, *, safe: bool = False, without: Sequence[str] = ()) -> list[Op]:
-        kinds = {
-            kind: weight for kind, weight in _KINDS.items()
-            if kind not in without and (not safe or kind in _SAFE) and (depth < DEEPEST or kind not in ("child", "detach"))
-        }  # fmt: skip
+        barred = {*without, *(("child", "detach") if depth == DEEPEST else ())}
+        kinds = {k: w for k, w in _KINDS.items() if k not in barred and (not safe or k in _SAFE)}
         chosen = self.chance.choices(list(kinds), list(kinds.values()), k=length)
         return [getattr(self, kind)(depth, safe) for kind in chosen]
 

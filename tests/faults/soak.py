@@ -25,7 +25,7 @@ from sqlalchemy import make_url
 
 from pickaxe.embedded import Services
 from pickaxe.store import Database, migrate
-from tests.faults.fleet import Fleet, cool_down, warm_up
+from tests.faults.fleet import FAST, Fleet, cool_down, warm_up
 from tests.faults.nemesis import Nemesis
 from tests.faults.random_runs import Programs
 
@@ -35,6 +35,9 @@ QUIET = 60.0
 """Seconds after the storm in which everything must have ended: a call that saw several deaths waits for its turn."""
 
 TEMPLATE = "migrated"
+
+SETTINGS = {**FAST, "PICKAXE_REDISPATCH_CAP": "10"}
+"""A longer pause than FAST's, or what waits in a long queue is published over and over, and makes it longer."""
 
 
 @dataclass
@@ -80,7 +83,7 @@ class Arena:
         self._administer("CREATE DATABASE {} TEMPLATE {}", name, TEMPLATE)
         folder = self.folder / name
         folder.mkdir()
-        with Fleet(self._url(name), self.services.redis_url, folder) as fleet:
+        with Fleet(self._url(name), self.services.redis_url, folder, SETTINGS) as fleet:
             fleet.client.redis.flushall()
             try:
                 self._storm(fleet, report, programs, actions)

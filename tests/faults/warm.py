@@ -1,8 +1,8 @@
-"""The nursery: a process that has imported everything, and forks a worker whenever it is asked for one.
+"""The nursery: a process that has imported everything, and forks a worker, or a client, whenever it is asked for one.
 
 Importing takes longer than most faults, and more of the processor than most runs. It is told by a line of JSON what a
-worker shall be, and tells by a line of JSON that it was born, and how it died. A worker is what
-`celery -A tests.faults.app worker …` is. When whoever asked is gone, so are the workers.
+process shall be, and tells by a line of JSON that it was born, and how it died. A worker is what
+`celery -A tests.faults.app worker …` is, a client what `one_client.py` is. When whoever asked is gone, so are they all.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import selectors
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -82,7 +83,7 @@ def _tell(**words: int) -> None:
 
 
 def _become(told: dict[str, Any]) -> NoReturn:
-    """From here on this process is that worker, and the leader of a process group of its own."""
+    """From here on this process is that worker or client, and the leader of a process group of its own."""
     os.setsid()
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -91,24 +92,37 @@ def _become(told: dict[str, Any]) -> NoReturn:
         os.dup2(nothing.fileno(), 0)
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-    sys.argv = ["celery", "-A", "tests.faults.app", "worker", *told["options"]]
-
-    from celery.__main__ import main as celery_main
-
     from pickaxe import _failpoints
-    from pickaxe.broker import use_coroutine_pool
 
-    use_coroutine_pool()
     _failpoints.arm(os.environ.get("PICKAXE_FAILPOINTS", ""))
     code: Any = 1
     try:
-        code = celery_main()
+        code = _work(told["options"]) if told["program"] == "worker" else _be_client()
     except SystemExit as leaving:
         code = leaving.code
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code if isinstance(code, int) else int(bool(code)))
+
+
+def _work(options: list[str]) -> Any:
+    from celery.__main__ import main as celery_main
+
+    from pickaxe.broker import use_coroutine_pool
+
+    use_coroutine_pool()
+    sys.argv = ["celery", "-A", "tests.faults.app", "worker", *options]
+    return celery_main()
+
+
+def _be_client() -> int:
+    from tests.faults import one_client
+
+    one_client.main()
+    return 0
 
 
 if __name__ == "__main__":
