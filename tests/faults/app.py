@@ -1,20 +1,15 @@
 """The fleet that the fault tests run: agents whose results can be computed without them, and tools that keep a
-ledger which is independent of everything Pickaxe records.
-
-Every line of the ledger is one `write` to a file opened with O_APPEND: `word key attempt pid time`, where `word` is
-`start` or `end` of a body, or tells of a fault that hit (`dropped`, `tripled`).
+ledger, see `ledger.py`, which is independent of everything Pickaxe records.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import random
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Connection
@@ -35,24 +30,8 @@ from pickaxe import (
 )
 from pickaxe.broker import Message, Publisher
 from pickaxe.store._fleet import FleetStore
-
-
-def write(word: str, key: str, attempt: int | str = 0) -> None:
-    """One line of the ledger."""
-    line = f"{word} {key} {attempt} {os.getpid()} {time.time():.6f}\n"
-    ledger = os.open(os.environ.get("PICKAXE_TEST_LEDGER", os.devnull), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(ledger, line.encode())
-    finally:
-        os.close(ledger)
-
-
-@contextlib.contextmanager
-def body(ctx: Context) -> Iterator[None]:
-    """Notes that a body starts, and that it has ended."""
-    write("start", ctx.idempotency_key, ctx.attempt)
-    yield
-    write("end", ctx.idempotency_key, ctx.attempt)
+from tests.faults.ledger import body, failures_before, write
+from tests.faults.random_programs import TOOLS, play
 
 
 @tool
@@ -107,6 +86,12 @@ def limited(n: int, ctx: Context = inject()) -> int:
         return n
 
 
+@tool(rate_limit="2/s")
+def scarce(n: int, ctx: Context = inject()) -> int:
+    with body(ctx):
+        return n
+
+
 @tool(retries=0)
 def exits(code: int = 1, ctx: Context = inject()) -> None:
     with body(ctx):
@@ -117,11 +102,6 @@ def exits(code: int = 1, ctx: Context = inject()) -> None:
 async def exits_async(code: int = 1, ctx: Context = inject()) -> None:
     with body(ctx):
         raise SystemExit(code)
-
-
-def failures_before(key: str) -> int:
-    lines = Path(os.environ["PICKAXE_TEST_LEDGER"]).read_text().splitlines()
-    return sum(line.startswith(f"failed {key} ") for line in lines)
 
 
 @agent
@@ -175,6 +155,45 @@ def expected(n: int, answer: int) -> dict[str, Any]:
         "throttled": sum(range(n, n + 30)), "kids": [(n + 1) * 2, (n + 2) * 2], "winner": n + 100, "timed_out": True,
         "both": [n + 2, n * n], "answer": answer,
     }  # fmt: skip
+
+
+@agent
+async def clockwork(n: int) -> list[Any]:
+    """As little as passes every place in the engine. See `expected_clockwork`."""
+    plain = await add(n, 1)
+    inline = await increment(n)
+    tries = await flaky(2)
+    capped = await gather(*(add(n, i) for i in range(3)), limit=2)
+    throttled = await scarce.map(range(3))
+    kids = await gather(kid(n), kid(n + 1))
+    winner = await first(patient(n), add(n, 100))
+    try:
+        async with asyncio.timeout(0.02):
+            await wait_for_signal("never")
+    except TimeoutError:
+        both = await asyncio.gather(add(n, 2), increment(n))
+    answer = await wait_for_signal("answer", int)
+    return [plain, inline, tries, capped, throttled, kids, winner, both, answer]
+
+
+def expected_clockwork(n: int, answer: int) -> list[Any]:
+    """What `clockwork` comes to, computed by hand."""
+    kids = [(n + 1) * 2, (n + 2) * 2]
+    return [n + 1, n + 1, 2, [n, n + 1, n + 2], [0, 1, 2], kids, n + 100, [n + 2, n + 1], answer]
+
+
+@agent
+async def told(n: int) -> list[Any]:
+    """Needs everything that a client can send."""
+    return [await wait_for_signal("answer", int), await wait_for_event("news", within=3600), await add(n, 1)]
+
+
+@agent
+async def changed(n: int) -> int:
+    """Asks for other arguments wherever PICKAXE_TEST_CHANGED is set, as if its code had been changed under way."""
+    value = await add(n, int(os.environ.get("PICKAXE_TEST_CHANGED", "0")))
+    await wait_for_signal("answer")
+    return value
 
 
 @agent
@@ -315,13 +334,13 @@ async def sized(n: int) -> int:
 _agents: list[Any] = [
     *[kid, patient, endless, program, load, one_slow, one_slow_async, steps, ask_in_time, ask_after, hear_event],
     *[family, capped_kids, detached_kids, tells_and_waits, chapters, exiting, spinning, tool_that_exits],
-    *[fails_early, sized],
+    *[fails_early, sized, play, clockwork, told, changed],
 ]
 
 app = Pickaxe(
     "faults",
     agents=_agents,
-    tools=[add, slow, slow_async, flaky, increment, flaky_inline, limited, exits, exits_async],
+    tools=[add, slow, slow_async, flaky, increment, flaky_inline, limited, scarce, exits, exits_async, *TOOLS],
     conf={"worker_soft_shutdown_timeout": float(os.environ.get("PICKAXE_TEST_SOFT_SHUTDOWN", "15"))},
 )
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,10 +20,9 @@ from pickaxe.authoring._handles import EnqueueOptions
 from pickaxe.client import Client, Run
 from pickaxe.errors import PickaxeError, ServiceUnavailableError
 from tests.faults import app as programs
+from tests.faults.nursery import Forked, Nursery
 
 T = TypeVar("T")
-
-ROOT = Path(__file__).parents[2]
 
 FAST = {
     "PICKAXE_REDISPATCH_AFTER": "1",
@@ -38,10 +34,7 @@ FAST = {
 }
 """Everything that waits waits less, so that a test takes seconds."""
 
-READY = 3
-"""Worker processes kept warm."""
-
-_warm: list[subprocess.Popen[bytes]] = []
+_nurseries: list[Nursery] = []
 
 
 def eventually(check: Callable[[], T], what: str, within: float = 30) -> T:
@@ -54,28 +47,23 @@ def eventually(check: Callable[[], T], what: str, within: float = 30) -> T:
     return found
 
 
-def warm_up(count: int = READY) -> None:
-    """Have so many processes ready to become workers."""
-    while len(_warm) < count:
-        argv = [sys.executable, "-m", "tests.faults.warm"]
-        # A process group of its own: what a worker forks can be killed with it.
-        _warm.append(subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.PIPE, start_new_session=True))
+def warm_up() -> Nursery:
+    """Have a process ready that workers are forked from."""
+    if not _nurseries:
+        _nurseries.append(Nursery())
+    return _nurseries[0]
 
 
 def cool_down() -> None:
-    """End those that were not needed."""
-    while _warm:
-        process = _warm.pop()
-        process.kill()
-        process.wait()
-        assert process.stdin is not None
-        process.stdin.close()
+    """End it."""
+    while _nurseries:
+        _nurseries.pop().close()
 
 
 class WorkerProcess:
     """One `celery worker`."""
 
-    def __init__(self, process: subprocess.Popen[bytes], name: str, log: Path) -> None:
+    def __init__(self, process: Forked, name: str, log: Path) -> None:
         self.process = process
         self.name = name
         self.log = log
@@ -165,30 +153,31 @@ class Fleet:
         environment: Mapping[str, str] | None = None,
     ) -> WorkerProcess:
         """Start a worker. `environment` are further variables of its own."""
-        warm_up(1)
-        process = _warm.pop(0)
-        worker = WorkerProcess(process, name, self.folder / f"{name}.{len(self.workers)}.log")
-        told = {
-            "environment": {
-                "PICKAXE_DATABASE_URL": self.database_url,
-                "PICKAXE_REDIS_URL": self.redis_url,
-                "PICKAXE_TEST_LEDGER": str(self.ledger),
-                **self.settings,
-                **(environment or {}),
-            },
-            "log": str(worker.log),
-            "options": [
-                *["-Q", queues, "-P", pool, "-c", str(concurrency), "-n", f"{name}@%h", "-l", "INFO"],
-                *["--without-gossip", "--without-mingle"],
-            ],
-        }
-        assert process.stdin is not None
-        process.stdin.write(json.dumps(told).encode() + b"\n")
-        process.stdin.close()
-        self.workers.append(worker)
-        warm_up()
+        options = [
+            *["-Q", queues, "-P", pool, "-c", str(concurrency), "-n", f"{name}@%h", "-l", "INFO"],
+            *["--without-gossip", "--without-mingle"],
+        ]
+        worker = self._fork(name, environment, program="worker", options=options)
         if wait:
             eventually(lambda: self.is_registered(worker) or worker.has_died(), f"{name} comes up")
+        return worker
+
+    def start_client(self, environment: Mapping[str, str]) -> WorkerProcess:
+        """Start a process that runs nothing, and says to the fleet what `one_client.py` says."""
+        return self._fork("client", environment, program="client")
+
+    def _fork(self, name: str, environment: Mapping[str, str] | None, **told: Any) -> WorkerProcess:
+        log = self.folder / f"{name}.{len(self.workers)}.log"
+        told["log"] = str(log)
+        told["environment"] = {
+            "PICKAXE_DATABASE_URL": self.database_url,
+            "PICKAXE_REDIS_URL": self.redis_url,
+            "PICKAXE_TEST_LEDGER": str(self.ledger),
+            **self.settings,
+            **(environment or {}),
+        }
+        worker = WorkerProcess(warm_up().fork(told), name, log)
+        self.workers.append(worker)
         return worker
 
     def is_registered(self, worker: WorkerProcess) -> bool:
@@ -268,9 +257,13 @@ class Fleet:
                 "SELECT run_id, key, state, attempt, finished_at FROM pickaxe.step WHERE kind = 'tool'"
             )
         }
+        # What a process claimed before it was taken for dead, it may still begin when it wakes up.
+        buried = {pid for (pid,) in self.query("SELECT pid FROM pickaxe.worker WHERE ended = 'died'")}
         for entry in self.entries("start"):
-            _, _, at = recorded[entry.key]
-            assert entry.at <= at, f"{entry} began after its result was recorded at {at}"
+            state, attempt, at = recorded[entry.key]
+            # A call may be cancelled between its claim and its body.
+            if state != "cancelled" and not (entry.pid in buried and int(entry.attempt) < attempt):
+                assert entry.at <= at, f"{entry} began after its result was recorded at {at}"
         for key, (state, attempt, _) in recorded.items():
             if state == "succeeded":
                 of_it = [e for e in ends[key] if e.word == "end" and e.attempt == str(attempt)]

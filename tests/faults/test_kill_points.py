@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,20 +10,17 @@ from typing import Any
 
 import pytest
 
-import pickaxe
+from tests.faults import places
 from tests.faults.app import expected, expected_load, load, program
 from tests.faults.fleet import Fleet, eventually, host
 
-PLACES = sorted({
-    place
-    for source in (Path(pickaxe.__file__).parent).rglob("*.py")
-    for place in re.findall(r"\bfailpoint\(\"([a-z.]+)\"\)", source.read_text("utf-8"))
-})  # fmt: skip
+PLACES = places.ENGINE
 OFTEN = {"claim", "settle", "commit", "publish", "sweep", "reclaim"}
 
 
 def test_the_places_were_found_in_the_source() -> None:
-    assert {"claim.before", "commit.after", "settle.before", "sweep.before"} <= set(PLACES)
+    assert {"claim.before", "commit.after", "settle.before", "sweep.before"} <= set(places.ENGINE)
+    assert {"enqueue.before", "signal.after", "event.before", "resume.after"} <= set(places.CLIENT)
 
 
 @pytest.mark.timeout(60)
