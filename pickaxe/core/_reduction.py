@@ -105,6 +105,11 @@ class Reduction:
         asked = (future.request for future in self._waiting.values())
         return any(request.kind in (StepKind.TOOL, StepKind.GATHER) for request in asked)
 
+    @property
+    def expects_inline(self) -> bool:
+        """Whether inline steps have not ended, and so may be due to be run here."""
+        return bool(self._inline)
+
     def open_steps(self) -> list[str]:
         """The steps that have not ended, as far as is known here."""
         return [key for key, record in self._log.items() if _is_open(record)]

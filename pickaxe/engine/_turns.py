@@ -40,7 +40,8 @@ def turn_of(engine: Engine, row: RunRow) -> Turn:
     """The next turn of a run that was just loaded: from memory and what is new, or from the whole log."""
     kept = engine.sticky.take(row.id)
     try:
-        if kept is not None and kept.row.chapter == row.chapter:
+        # Whether an inline step is due again is not among the news.
+        if kept is not None and kept.row.chapter == row.chapter and not kept.reduction.expects_inline:
             return Turn(row, engine.store.load_news(row, head=kept.row.head, epoch=kept.row.epoch), kept.reduction)
     except PickaxeError:
         _drop(kept)

@@ -197,8 +197,9 @@ class RunStore:
 
     def load_run(self, run: uuid.UUID) -> RunRow | None:
         """The run's row, or None if there is no such run."""
+        asked = time.monotonic()
         row = self.database.row("load_run", run=run)
-        return None if row is None else _run_row(row)
+        return None if row is None else _run_row(row, _read_at(asked))
 
     def load_log(self, run: RunRow) -> Log:
         """The log of the run's current chapter."""
@@ -228,13 +229,14 @@ class RunStore:
 
     def claim(self, run: uuid.UUID, key: str, attempt: int, owner: str, *, grace: float) -> Claim | None:
         """Own a step's next attempt, or None: a duplicate, late or unwanted message."""
+        asked = time.monotonic()
         row = self.database.row("claim", run=run, key=key, attempt=attempt, owner=owner, grace=grace)
         if row is None:
             return None
         return Claim(
             run, key, row.name, row.digest, row.input, _values.load(row.options), row.attempt, row.deaths,
             row.group_key, row.history, row.agent, row.root, row.queue, row.priority,
-            row.chapter, row.epoch, row.head, row.wake, row.expires, row.now,
+            row.chapter, row.epoch, row.head, row.wake, row.expires, row.now, _read_at(asked),
         )  # fmt: skip
 
     def settle(
@@ -305,13 +307,19 @@ class RunStore:
         return self.database.row(name, **values) is not None
 
 
-def _run_row(row: Row[Any]) -> RunRow:
+def _read_at(asked: float) -> float:
+    """The monotonic time that stands for the database's time in an answer: before it, so that what is reckoned from
+    it does not come before what the database has noted, but not by as much as a lost connection may take."""
+    return max(asked, time.monotonic() - 0.1)
+
+
+def _run_row(row: Row[Any], read: float) -> RunRow:
     cancel = None
     if row.cancel_seq is not None:
         cancel = CancelRecord(row.cancel_seq, row.cancelled, row.timed_out, row.cancel_reason or "")
     return RunRow(
         row.id, row.agent, row.version, RunState(row.state), row.chapter, row.epoch, row.head, row.wake,
-        row.queue, row.priority, row.input, row.root, row.parent_run, row.started, row.now, cancel,
+        row.queue, row.priority, row.input, row.root, row.parent_run, row.started, row.now, cancel, read,
     )  # fmt: skip
 
 
