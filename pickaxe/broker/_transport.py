@@ -16,11 +16,14 @@ either is noticed.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from queue import Empty
 from typing import Any
 
 import kombu.transport as transports
 from kombu.transport import redis as kombu_redis
+from kombu.transport import virtual
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from pickaxe.broker._wire import MAX_MESSAGE_BYTES, envelope_fault, read_envelope
@@ -31,22 +34,84 @@ _ALIASES = ("redis", "rediss")
 _PATH = "pickaxe.broker._transport:Transport"
 
 
+IN_LOG = "in_log"
+"""The header of a message that can be lost without loss."""
+
+
+class QoS(kombu_redis.QoS):
+    """kombu's bookkeeping of unacknowledged messages, kept in memory for those that the log knows."""
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        if _is_in_log(message):
+            virtual.QoS.append(self, message, delivery_tag)  # type: ignore[no-untyped-call]
+        else:
+            super().append(message, delivery_tag)  # type: ignore[no-untyped-call]
+
+    def ack(self, delivery_tag: str) -> None:
+        if self._knows(delivery_tag):
+            virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
+        else:
+            super().ack(delivery_tag)  # type: ignore[no-untyped-call]
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        if not self._knows(delivery_tag):
+            super().reject(delivery_tag, requeue)  # type: ignore[no-untyped-call]
+            return
+        if requeue:
+            self.restore_by_tag(delivery_tag, leftmost=True)
+        virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
+
+    def restore_by_tag(self, tag: str, client: Any = None, leftmost: bool = False) -> None:
+        if not self._knows(tag):
+            super().restore_by_tag(tag, client, leftmost)  # type: ignore[no-untyped-call]
+            return
+        message = self._delivered[tag]
+        info = message.delivery_info
+        with self.channel.conn_or_acquire(client) as connected:
+            self.channel._do_restore_message(message._raw, info["exchange"], info["routing_key"], connected, leftmost)
+
+    def _knows(self, tag: str) -> bool:
+        message = self._delivered.get(tag)
+        return message is not None and _is_in_log(message)
+
+
+def _is_in_log(message: Any) -> bool:
+    return bool((message.headers or {}).get(IN_LOG))
+
+
 class Channel(kombu_redis.Channel):
     """A Redis channel that outlives its connection quietly and never chokes on a message."""
 
+    QoS = QoS
+
     #: Transport option: larger envelopes are set aside unread.
     max_message_bytes = MAX_MESSAGE_BYTES
+
+    _kept: Any = None
 
     from_transport_options: tuple[str, ...] = (  # type: ignore[assignment]
         *kombu_redis.Channel.from_transport_options,
         "max_message_bytes",
     )
 
+    @contextmanager
+    def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
+        """A client for a few commands: always the same, for making one costs more than a command."""
+        if client is None:
+            self._refuse_when_closed()
+            if self._kept is None or self._kept.connection_pool is not self.pool:
+                self._kept = self._create_client()
+            client = self._kept
+        yield client
+
     def _create_client(self, asynchronous: bool = False) -> Any:
+        self._refuse_when_closed()
+        return super()._create_client(asynchronous)  # type: ignore[no-untyped-call]
+
+    def _refuse_when_closed(self) -> None:
         transport = self.connection
         if transport is None or getattr(transport, "client", None) is None:
             raise RedisConnectionError("this broker channel is closed")
-        return super()._create_client(asynchronous)  # type: ignore[no-untyped-call]
 
     def _brpop_read(self, **options: Any) -> bool:
         try:

@@ -74,7 +74,15 @@ class Database:
             max_overflow=self._pool_size,
             pool_timeout=30,
             skip_autocommit_rollback=True,
-            connect_args={"connect_timeout": 5, "application_name": "pickaxe", "keepalives_idle": 10},
+            connect_args={
+                "connect_timeout": 5,
+                "application_name": "pickaxe",
+                # A host that is gone without a word is noticed within 15 s, not within a quarter of an hour.
+                "keepalives_idle": 5,
+                "keepalives_interval": 5,
+                "keepalives_count": 2,
+                "tcp_user_timeout": 15_000,
+            },
         )
 
     def forked(self) -> None:

@@ -231,7 +231,7 @@ BEGIN
     END IF;
 
     IF p_state = 'ready' THEN
-        UPDATE pickaxe.signal SET chapter = r.chapter WHERE run_id = p_run AND (seq = ANY (p_carried) OR seq > p_wake);
+        UPDATE pickaxe.signal SET chapter = r.chapter WHERE run_id = p_run AND (seq = ANY (p_carried) OR seq > p_new_head);
     END IF;
     IF over THEN
         SELECT t.parent, t.woken, t.released INTO parent, parent_woken, released
