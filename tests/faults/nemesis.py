@@ -79,7 +79,11 @@ class Nemesis:
         self.log.append(f"{time.monotonic() - self._began:5.1f} s  {words}")
 
     def relent(self) -> None:
-        """Put an end to what lasts: what was recorded comes once more, long after its time."""
+        """Put an end to what lasts. And what was recorded comes once more, long after its time."""
+        if self.hits.get("forget"):
+            # A silent connection is only given up after many minutes, by TCP: the far worker's host is restarted.
+            [far] = [worker for worker in self.living if worker.name == "far"]
+            self._note(f"kill: {self._replace(far)}")
         late = [item for item in self.recorded if self.chance.random() < 0.5]
         self._push(late)
         self._note(f"sent {len(late)} old messages again")
@@ -99,7 +103,9 @@ class Nemesis:
         return worker
 
     def _kill(self) -> str:
-        worker = self.chance.choice(self.living)
+        return self._replace(self.chance.choice(self.living))
+
+    def _replace(self, worker: WorkerProcess) -> str:
         running = len(self.fleet.running(worker.pid))
         worker.kill()
         assert worker.process.returncode == -signal.SIGKILL
