@@ -31,7 +31,7 @@ from tests.faults.nemesis import Nemesis
 from tests.faults.random_runs import Programs
 
 PROGRAMS = 12
-ACTIONS = 8
+ACTIONS = 6
 QUIET = 60.0
 """Seconds after the storm in which everything must have ended: a call that saw several deaths waits for its turn."""
 
