@@ -23,7 +23,7 @@ def test_random_programs_come_to_what_their_model_says_and_every_effect_happens_
             fleet.start(name, pool=pool, concurrency=4, wait=False, environment=CALM)
         for label in programs.plans:
             programs.start(label)
-        programs.finish(within=60)
+        programs.finish()
         evidence(programs.judge())
         repeats = fleet.query("SELECT count(*) FROM pickaxe.step WHERE deaths > 0")[0][0]
         assert repeats == 0, f"{repeats} calls were repeated though nobody died"
