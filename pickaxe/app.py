@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,7 +28,7 @@ from pickaxe.broker import (
     running_worker,
 )
 from pickaxe.client import Client, Run
-from pickaxe.engine import _attempts, _executor
+from pickaxe.engine import _work
 from pickaxe.engine._engine import Engine
 from pickaxe.engine._liveness import Liveness
 from pickaxe.engine._messages import agent_fault, tool_fault
@@ -143,23 +142,13 @@ class Pickaxe(BrokerApp):
         )  # fmt: skip
 
     def _agent_task(self, run: str) -> None:
-        _executor.execute(self.engine, uuid.UUID(run))
+        _work.reduce(self.engine, uuid.UUID(run))
 
     def _tool_task(self, spec: ToolSpec, message: dict[str, Any]) -> None:
-        attempt = _attempts.claim(self.engine, spec, message)
-        if attempt is not None:
-            _attempts.perform(attempt, chord=_in_chord())
+        _work.call(self.engine, spec, message, chord=_in_chord())
 
     async def _tool_task_async(self, spec: ToolSpec, message: dict[str, Any]) -> None:
-        claiming = asyncio.ensure_future(asyncio.to_thread(_attempts.claim, self.engine, spec, message))
-        try:
-            attempt = await asyncio.shield(claiming)
-        except asyncio.CancelledError:
-            # The thread goes on, and may yet claim a call that nobody is left to run.
-            claiming.add_done_callback(_give_back_unrun)
-            raise
-        if attempt is not None:
-            await _attempts.perform_async(attempt, chord=_in_chord())
+        await _work.call_async(self.engine, spec, message, chord=_in_chord())
 
     def _unknown_task(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], headers: Any) -> None:
         """Nothing is dropped and no attempt is burned: the row waits, longer every time, and says why."""
@@ -218,11 +207,6 @@ class Pickaxe(BrokerApp):
     def _worker_stopped(self) -> None:
         if self._sweeper is not None:
             self._sweeper.stop()
-
-
-def _give_back_unrun(claiming: asyncio.Future[_attempts.Attempt | None]) -> None:
-    if not claiming.cancelled() and claiming.exception() is None and (attempt := claiming.result()) is not None:
-        _attempts.give_back(attempt, "its task was cancelled before it began")
 
 
 def _in_chord() -> bool:

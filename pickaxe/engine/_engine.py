@@ -20,6 +20,7 @@ from pickaxe._settings import Settings
 from pickaxe._specs import AgentSpec, ToolSpec
 from pickaxe.broker import Publisher, current_message
 from pickaxe.engine._limiter import RateLimiter
+from pickaxe.engine._sticky import Sticky
 from pickaxe.engine._transitions import Transitions
 from pickaxe.store import Store
 
@@ -98,6 +99,7 @@ class Engine:
         self.tools = tools
         self.queue_limits = queue_limits
         self.running = Running()
+        self.sticky = Sticky(settings.sticky)
         self.owner = new_owner()
         self.worker_name = ""
         self.limiter = RateLimiter(redis_client, lead=5.0)
@@ -140,6 +142,8 @@ class Engine:
         """Let go of everything."""
         if "background" in self.__dict__:
             self.background.stop()
+        self.transitions.flush()
+        self.sticky.clear()
         self.store.database.close()
         self.redis.close()
 

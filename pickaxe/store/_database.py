@@ -9,10 +9,12 @@ import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import resources
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import psycopg
+from psycopg.rows import namedtuple_row
 from sqlalchemy import Connection, Engine, Row, TextClause, create_engine, text
+from sqlalchemy.dialects.postgresql import psycopg as dialect
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -95,8 +97,8 @@ class Database:
 
     def rows(self, name: str, /, **parameters: Any) -> Sequence[Row[Any]]:
         """The rows of a named statement."""
-        found: Sequence[Row[Any]] = self.patiently(lambda: self._run(statement(name), parameters))
-        return found
+        query = native(name)
+        return self.patiently(lambda: self._run(query, parameters))
 
     def row(self, name: str, /, **parameters: Any) -> Row[Any] | None:
         """The first row of a named statement, or None."""
@@ -117,9 +119,26 @@ class Database:
 
         return self.patiently(attempt)
 
-    def _run(self, clause: TextClause, parameters: dict[str, Any]) -> Sequence[Row[Any]]:
-        with self.engine.connect() as connection:
-            return connection.execute(clause, parameters).all()
+    def _run(self, query: str, parameters: dict[str, Any]) -> Sequence[Row[Any]]:
+        # On the driver's own connection: SQLAlchemy's result machinery costs as much as all the rest.
+        try:
+            pooled = self.engine.raw_connection()
+        except psycopg.Error as error:
+            raise DBAPIError.instance(query, parameters, error, psycopg.Error) from error
+        try:
+            connection = cast("psycopg.Connection[Any]", pooled.driver_connection)
+            with connection.cursor(row_factory=namedtuple_row) as cursor:
+                return cast("Sequence[Row[Any]]", cursor.execute(query, parameters).fetchall())
+        except BaseException as error:
+            # Also when it was interrupted: the answer may still be on its way.
+            lost = connection.closed or not isinstance(error, psycopg.Error)
+            if lost:
+                pooled.invalidate(error)
+            if not isinstance(error, psycopg.Error):
+                raise
+            raise DBAPIError.instance(query, parameters, error, psycopg.Error, connection_invalidated=lost) from error
+        finally:
+            pooled.close()
 
     def patiently(self, attempt: Callable[[], T]) -> T:
         """What `attempt` returns, tried again while the database is away or the attempt conflicts."""
@@ -167,11 +186,10 @@ class Database:
         return state is None or state.startswith(("57P", "53", "08"))
 
 
-def render(name: str, parameters: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """A named statement for a psycopg connection: its text in psycopg's own style, and its parameters."""
-    from sqlalchemy.dialects.postgresql import psycopg as dialect
-
-    return str(statement(name).compile(dialect=dialect.dialect())), parameters  # type: ignore[no-untyped-call]
+@cache
+def native(name: str) -> str:
+    """The statement in psycopg's own style."""
+    return str(statement(name).compile(dialect=dialect.dialect()))  # type: ignore[no-untyped-call]
 
 
 def _parse(url: str) -> URL:
@@ -192,4 +210,4 @@ def _first_line(error: BaseException) -> str:
     return lines[0] if lines else type(orig).__name__
 
 
-__all__ = ["Connection", "Database", "PickaxeError", "render", "sql", "statement"]
+__all__ = ["Connection", "Database", "PickaxeError", "native", "sql", "statement"]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Row
@@ -37,7 +38,10 @@ class NewRun:
 
 @dataclass(frozen=True, slots=True)
 class RunRow:
-    """A run as a reduction loads it. `started` is None until the first commit; `now` is the database's time."""
+    """A run as a reduction loads it. `started` is None until the first commit; `now` is the database's time.
+
+    `read` is this process's monotonic clock at that moment.
+    """
 
     id: uuid.UUID
     agent: str
@@ -55,6 +59,7 @@ class RunRow:
     started: float | None
     now: float
     cancel: CancelRecord | None
+    read: float = field(default_factory=time.monotonic, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +90,14 @@ class Commit:
 class Claim:
     """A step, owned. `expires` and `now` are epoch seconds on the database's clock.
 
-    `agent`, `root`, `queue` and `priority` are its run's: what it takes to publish that.
+    `agent`, `root`, `queue` and `priority` are its run's: what it takes to publish that. So are `chapter`, `epoch`,
+    `head` and `wake`: where the run was at that moment.
     """
 
     run: uuid.UUID
     key: str
     name: str
+    digest: str
     input: str
     options: dict[str, Any]
     attempt: int
@@ -101,8 +108,36 @@ class Claim:
     root: uuid.UUID
     queue: str
     priority: int
+    chapter: int
+    epoch: int
+    head: int
+    wake: int
     expires: float | None
     now: float
+    read: float = field(default_factory=time.monotonic, compare=False)
+
+    def clock(self) -> float:
+        """The database's time now, as far as it can be told from here: epoch seconds, in whole microseconds."""
+        return round(self.now + time.monotonic() - self.read, 6)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an attempt ended, and `at` what time of the database's clock."""
+
+    claim: Claim
+    owner: str
+    state: StepState
+    output: str | None
+    error: str | None
+    at: float
+
+    def record(self, seq: int) -> StepRecord:
+        """What the log will hold of it, as its run's arrival `seq`."""
+        claim = self.claim
+        return StepRecord(
+            claim.key, StepKind.TOOL, claim.name, claim.digest, self.state, seq, self.at, self.output, self.error
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,20 +197,17 @@ class RunStore:
 
     def load_run(self, run: uuid.UUID) -> RunRow | None:
         """The run's row, or None if there is no such run."""
+        asked = time.monotonic()
         row = self.database.row("load_run", run=run)
-        return None if row is None else _run_row(row)
+        return None if row is None else _run_row(row, _read_at(asked))
 
     def load_log(self, run: RunRow) -> Log:
         """The log of the run's current chapter."""
-        steps, signals, ready = [], [], {}
-        for row in self.database.rows("load_log", run=run.id, chapter=run.chapter):
-            if row.tag == "signal":
-                signals.append(SignalRecord(row.seq, row.at, row.name, row.output))
-                continue
-            steps.append(_step_record(row))
-            if row.state == StepState.READY and not row.later:
-                ready[row.key] = row.attempt
-        return Log(steps, signals, ready)
+        return _log(self.database.rows("load_log", run=run.id, chapter=run.chapter))
+
+    def load_news(self, run: RunRow, *, head: int, epoch: int) -> Log:
+        """What the log of the run's current chapter has got since arrival `head` and commit `epoch`."""
+        return _log(self.database.rows("load_news", run=run.id, chapter=run.chapter, head=head, epoch=epoch))
 
     def commit(self, run: RunRow, **values: Any) -> Commit:
         """Commit a reduction, if nothing has moved since `run` was loaded."""
@@ -183,16 +215,28 @@ class RunStore:
             "commit", run=run.id, epoch=run.epoch, head=run.head, wake=run.wake,
             redispatch=self.redispatch, **values,
         )  # fmt: skip
-        return Commit(row.committed, row.moved, row.parent, row.parent_woken, row.released, row.orphans)
+        return _commit(row)
+
+    def advance(self, run: RunRow, outcome: Outcome, **values: Any) -> tuple[Settled, Commit]:
+        """Record an outcome, and in the same statement the reduction that has seen it, if nothing else has moved."""
+        claim = outcome.claim
+        row = self.database.one(
+            "advance", run=run.id, epoch=run.epoch, head=run.head, wake=run.wake, redispatch=self.redispatch,
+            key=claim.key, attempt=claim.attempt, step_owner=outcome.owner, outcome=str(outcome.state),
+            step_output=outcome.output, step_error=outcome.error, at=outcome.at, **values,
+        )  # fmt: skip
+        return Settled(row.accepted, row.woken, row.seq, row.step_released), _commit(row)
 
     def claim(self, run: uuid.UUID, key: str, attempt: int, owner: str, *, grace: float) -> Claim | None:
         """Own a step's next attempt, or None: a duplicate, late or unwanted message."""
+        asked = time.monotonic()
         row = self.database.row("claim", run=run, key=key, attempt=attempt, owner=owner, grace=grace)
         if row is None:
             return None
         return Claim(
-            run, key, row.name, row.input, _values.load(row.options), row.attempt, row.deaths, row.group_key,
-            row.history, row.agent, row.root, row.queue, row.priority, row.expires, row.now,
+            run, key, row.name, row.digest, row.input, _values.load(row.options), row.attempt, row.deaths,
+            row.group_key, row.history, row.agent, row.root, row.queue, row.priority,
+            row.chapter, row.epoch, row.head, row.wake, row.expires, row.now, _read_at(asked),
         )  # fmt: skip
 
     def settle(
@@ -263,14 +307,36 @@ class RunStore:
         return self.database.row(name, **values) is not None
 
 
-def _run_row(row: Row[Any]) -> RunRow:
+def _read_at(asked: float) -> float:
+    """The monotonic time that stands for the database's time in an answer: before it, so that what is reckoned from
+    it does not come before what the database has noted, but not by as much as a lost connection may take."""
+    return max(asked, time.monotonic() - 0.1)
+
+
+def _run_row(row: Row[Any], read: float) -> RunRow:
     cancel = None
     if row.cancel_seq is not None:
         cancel = CancelRecord(row.cancel_seq, row.cancelled, row.timed_out, row.cancel_reason or "")
     return RunRow(
         row.id, row.agent, row.version, RunState(row.state), row.chapter, row.epoch, row.head, row.wake,
-        row.queue, row.priority, row.input, row.root, row.parent_run, row.started, row.now, cancel,
+        row.queue, row.priority, row.input, row.root, row.parent_run, row.started, row.now, cancel, read,
     )  # fmt: skip
+
+
+def _log(rows: Iterable[Row[Any]]) -> Log:
+    steps, signals, ready = [], [], {}
+    for row in rows:
+        if row.tag == "signal":
+            signals.append(SignalRecord(row.seq, row.at, row.name, row.output))
+            continue
+        steps.append(_step_record(row))
+        if row.state == StepState.READY and not row.later:
+            ready[row.key] = row.attempt
+    return Log(steps, signals, ready)
+
+
+def _commit(row: Row[Any]) -> Commit:
+    return Commit(row.committed, row.moved, row.parent, row.parent_woken, row.released, row.orphans)
 
 
 def _step_record(row: Row[Any]) -> StepRecord:

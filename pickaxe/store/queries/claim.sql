@@ -8,6 +8,6 @@ UPDATE pickaxe.step s SET
 FROM pickaxe.run r
 WHERE s.run_id = :run AND s.key = :key AND s.state = 'ready' AND s.attempt = :attempt - 1 AND r.id = s.run_id
     AND EXISTS (SELECT 1 FROM pickaxe.worker w WHERE w.id = :owner AND w.ended_at IS NULL)
-RETURNING s.name, s.input, s.options, s.attempt, s.deaths, s.group_key, s.history,
-    r.agent, r.root, r.queue, r.priority,
+RETURNING s.name, s.digest, s.input, s.options, s.attempt, s.deaths, s.group_key, s.history,
+    r.agent, r.root, r.queue, r.priority, r.chapter, r.epoch, r.head, r.wake,
     extract(epoch FROM s.expires)::float8 AS expires, extract(epoch FROM clock_timestamp())::float8 AS now
