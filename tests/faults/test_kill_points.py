@@ -61,6 +61,7 @@ def test_a_killed_worker_is_replaced_within_seconds_at_the_default_settings(
         fleet.check()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("place", PLACES)
 def test_a_worker_that_is_killed_there_costs_no_step_and_no_run(
