@@ -33,7 +33,7 @@ from pickaxe.engine._released import publish_released
 from pickaxe.engine._sticky import Kept
 from pickaxe.engine._stint import Stint
 from pickaxe.engine._transitions import run_entry, step_entry
-from pickaxe.engine._turns import Turn, decide, ending, turn_after, turn_of
+from pickaxe.engine._turns import Turn, decide, ending, let_go, next_turn, turn_after
 from pickaxe.errors import ServiceUnavailableError
 from pickaxe.store import Commit, Log, Outcome, RunRow, Settled
 
@@ -53,12 +53,12 @@ def execute(engine: Engine, run: uuid.UUID, stint: Stint) -> list[Attempt]:
     Returns the calls to be run here next.
     """
     for _ in range(ROUNDS):
-        row = engine.store.load_run(run)
-        if row is None or row.state is not RunState.READY:
+        turn = next_turn(engine, run)
+        if turn is None or turn.row.state is not RunState.READY:
             stint.woken = False
+            let_go(engine, turn)
             return []
         try:
-            turn = turn_of(engine, row)
             _, commit, attempts = _carry_out(engine, turn, *_decided(engine, turn, stint), None)
         except ServiceUnavailableError:
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -16,14 +17,17 @@ from pickaxe.engine._sticky import Kept
 from pickaxe.errors import ImpureAgentError, InputError, MismatchError, PickaxeError
 from pickaxe.store import Claim, Log, Outcome, RunRow
 
+LIVE = (RunState.READY, RunState.WAITING)
+
 
 @dataclass(slots=True)
 class Turn:
-    """See the module. `reduction` is None until the coroutine is made."""
+    """See the module. `kept` is the coroutine as it was kept, `reduction` None until there is one."""
 
     row: RunRow
     log: Log
     reduction: Reduction | None = None
+    kept: Kept | None = None
 
     def close(self) -> None:
         """Drop the coroutine."""
@@ -36,18 +40,13 @@ class Turn:
         return dict.fromkeys([*(self.reduction.open_steps() if self.reduction else ()), *loaded])
 
 
-def turn_of(engine: Engine, row: RunRow) -> Turn:
-    """The next turn of a run that was just loaded: from memory and what is new, or from the whole log."""
-    kept = engine.sticky.take(row.id)
-    try:
-        # Whether an inline step is due again is not among the news.
-        if kept is not None and kept.row.chapter == row.chapter and not kept.reduction.expects_inline:
-            return Turn(row, engine.store.load_news(row, head=kept.row.head, epoch=kept.row.epoch), kept.reduction)
-    except PickaxeError:
-        _drop(kept)
-        raise
-    _drop(kept)
-    return Turn(row, engine.store.load_log(row))
+def next_turn(engine: Engine, run: uuid.UUID) -> Turn | None:
+    """The next turn of a run, from memory and what is new, or from its whole log. None: there is no such run."""
+    turn = _caught_up(engine, engine.sticky.take(run))
+    if turn is not None:
+        return turn
+    row = engine.store.load_run(run)
+    return None if row is None else Turn(row, engine.store.load_log(row) if row.state in LIVE else Log([], [], {}))
 
 
 def turn_after(engine: Engine, claim: Claim) -> Turn | None:
@@ -57,20 +56,41 @@ def turn_after(engine: Engine, claim: Claim) -> Turn | None:
     """
     kept = engine.sticky.take(claim.run)
     if kept is not None:
-        here = kept.row
-        if (here.epoch, here.chapter) == (claim.epoch, claim.chapter) and claim.wake == claim.head:
-            row = replace(here, wake=claim.wake, now=claim.clock(), read=time.monotonic())
+        seen = kept.row
+        if (seen.epoch, seen.chapter) == (claim.epoch, claim.chapter) and claim.wake == claim.head:
+            row = replace(seen, wake=claim.wake, now=claim.clock(), read=time.monotonic())
             return Turn(row, Log([], [], {}), kept.reduction)
         engine.sticky.keep(kept)
-    loaded = engine.store.load_run(claim.run)
-    if loaded is None or loaded.state not in (RunState.READY, RunState.WAITING) or loaded.chapter != claim.chapter:
+    turn = next_turn(engine, claim.run)
+    if turn is not None and (turn.row.state not in LIVE or turn.row.chapter != claim.chapter):
+        turn.close()
         return None
-    return turn_of(engine, loaded)
+    return turn
 
 
-def _drop(kept: Kept | None) -> None:
-    if kept is not None:
+def let_go(engine: Engine, turn: Turn | None) -> None:
+    """It is not this run's turn after all: nothing was done, and its coroutine may be needed yet."""
+    if turn is None or turn.kept is None:
+        return
+    if turn.row.state in LIVE:
+        engine.sticky.keep(turn.kept)
+    else:
+        turn.close()
+
+
+def _caught_up(engine: Engine, kept: Kept | None) -> Turn | None:
+    if kept is None:
+        return None
+    try:
+        # Whether an inline step is due again is not among the news.
+        found = None if kept.reduction.expects_inline else engine.store.catch_up(kept.row)
+    except BaseException:
         kept.reduction.close()
+        raise
+    if found is None:
+        kept.reduction.close()
+        return None
+    return Turn(*found, kept.reduction, kept)
 
 
 def decide(engine: Engine, turn: Turn, outcome: Outcome | None = None) -> Decision:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sqlalchemy import Row
@@ -205,9 +205,18 @@ class RunStore:
         """The log of the run's current chapter."""
         return _log(self.database.rows("load_log", run=run.id, chapter=run.chapter))
 
-    def load_news(self, run: RunRow, *, head: int, epoch: int) -> Log:
-        """What the log of the run's current chapter has got since arrival `head` and commit `epoch`."""
-        return _log(self.database.rows("load_news", run=run.id, chapter=run.chapter, head=head, epoch=epoch))
+    def catch_up(self, seen: RunRow) -> tuple[RunRow, Log] | None:
+        """Where a run is now and what its log has got since it was as in `seen`; None if that chapter is over."""
+        asked = time.monotonic()
+        rows = self.database.rows("catch_up", run=seen.id, chapter=seen.chapter, head=seen.head, epoch=seen.epoch)
+        if not rows:
+            return None
+        row = rows[0]
+        now = replace(
+            seen, state=RunState(row.run_state), epoch=row.epoch, head=row.head, wake=row.wake, cancel=_cancel(row),
+            now=row.now, read=_read_at(asked),
+        )  # fmt: skip
+        return now, _log(rows if row.tag is not None else ())
 
     def commit(self, run: RunRow, **values: Any) -> Commit:
         """Commit a reduction, if nothing has moved since `run` was loaded."""
@@ -314,13 +323,16 @@ def _read_at(asked: float) -> float:
 
 
 def _run_row(row: Row[Any], read: float) -> RunRow:
-    cancel = None
-    if row.cancel_seq is not None:
-        cancel = CancelRecord(row.cancel_seq, row.cancelled, row.timed_out, row.cancel_reason or "")
     return RunRow(
         row.id, row.agent, row.version, RunState(row.state), row.chapter, row.epoch, row.head, row.wake,
-        row.queue, row.priority, row.input, row.root, row.parent_run, row.started, row.now, cancel, read,
+        row.queue, row.priority, row.input, row.root, row.parent_run, row.started, row.now, _cancel(row), read,
     )  # fmt: skip
+
+
+def _cancel(row: Row[Any]) -> CancelRecord | None:
+    if row.cancel_seq is None:
+        return None
+    return CancelRecord(row.cancel_seq, row.cancelled, row.timed_out, row.cancel_reason or "")
 
 
 def _log(rows: Iterable[Row[Any]]) -> Log:
