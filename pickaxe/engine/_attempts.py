@@ -114,7 +114,7 @@ def claim(engine: Engine, spec: ToolSpec, message: dict[str, Any]) -> Attempt | 
     owner = engine.owner
     with engine.running.expected([token(run, key, attempt)]):
         failpoint("claim.before")
-        claimed = engine.store.claim(run, key, attempt, owner, grace=GRACE)
+        claimed = engine.store.claim(run, key, attempt, owner, grace=GRACE, seen=engine.sticky.seen(run))
         failpoint("claim.after")
         if claimed is None:
             return None

@@ -32,6 +32,12 @@ class Sticky:
         self._kept: OrderedDict[uuid.UUID, Kept] = OrderedDict()
         self._lock = threading.Lock()
 
+    def seen(self, run: uuid.UUID) -> RunRow | None:
+        """The row of a run as this process has seen it last, if it keeps its coroutine."""
+        with self._lock:
+            kept = self._kept.get(run)
+        return None if kept is None else kept.row
+
     def take(self, run: uuid.UUID) -> Kept | None:
         """What is kept of a run; it is not kept any more."""
         with self._lock:

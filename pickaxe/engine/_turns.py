@@ -52,14 +52,17 @@ def next_turn(engine: Engine, run: uuid.UUID) -> Turn | None:
 def turn_after(engine: Engine, claim: Claim) -> Turn | None:
     """The turn that follows from the end of a call, or None if it does not follow from that alone.
 
-    If nobody had the run since this process did, nothing needs to be loaded.
+    If this process has had the run before, nothing needs to be loaded: what was new then came with the claim, and
+    whether anything has come since the commit will tell.
     """
     kept = engine.sticky.take(claim.run)
     if kept is not None:
-        seen = kept.row
+        seen, news = kept.row, claim.news
         if (seen.epoch, seen.chapter) == (claim.epoch, claim.chapter) and claim.wake == claim.head:
             row = replace(seen, wake=claim.wake, now=claim.clock(), read=time.monotonic())
-            return Turn(row, Log([], [], {}), kept.reduction)
+            return Turn(row, Log([], [], {}), kept.reduction, kept)
+        if news is not None and news.seen is seen and news.row.state in LIVE and not kept.reduction.expects_inline:
+            return Turn(news.row, news.log, kept.reduction, kept)
         engine.sticky.keep(kept)
     turn = next_turn(engine, claim.run)
     if turn is not None and (turn.row.state not in LIVE or turn.row.chapter != claim.chapter):
@@ -90,7 +93,7 @@ def _caught_up(engine: Engine, kept: Kept | None) -> Turn | None:
     if found is None:
         kept.reduction.close()
         return None
-    return Turn(*found, kept.reduction, kept)
+    return Turn(found.row, found.log, kept.reduction, kept)
 
 
 def decide(engine: Engine, turn: Turn, outcome: Outcome | None = None) -> Decision:

@@ -7,7 +7,7 @@ trip and one commit.
 from pickaxe.store._database import Database
 from pickaxe.store._events import EventStore
 from pickaxe.store._fleet import FleetStore
-from pickaxe.store._runs import Claim, Commit, Log, NewRun, Outcome, RunRow, RunStore, Settled, StepDue
+from pickaxe.store._runs import Claim, Commit, Log, NewRun, News, Outcome, RunRow, RunStore, Settled, StepDue
 from pickaxe.store._schema import SCHEMA_RANGE, check_schema, migrate, schema_version
 from pickaxe.store._views import RunView, StepView, Views
 
@@ -23,6 +23,7 @@ __all__ = [
     "Database",
     "Log",
     "NewRun",
+    "News",
     "Outcome",
     "RunRow",
     "RunView",

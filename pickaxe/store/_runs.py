@@ -72,6 +72,15 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True)
+class News:
+    """What has happened to a run since it was as in `seen`: its row, and what is new in its log."""
+
+    seen: RunRow
+    row: RunRow
+    log: Log
+
+
+@dataclass(frozen=True, slots=True)
 class Commit:
     """What a commit did. `moved`: more has arrived meanwhile, so the run is ready still.
 
@@ -115,6 +124,7 @@ class Claim:
     expires: float | None
     now: float
     read: float = field(default_factory=time.monotonic, compare=False)
+    news: News | None = field(default=None, compare=False)
 
     def clock(self) -> float:
         """The database's time now, as far as it can be told from here: epoch seconds, in whole microseconds."""
@@ -205,18 +215,13 @@ class RunStore:
         """The log of the run's current chapter."""
         return _log(self.database.rows("load_log", run=run.id, chapter=run.chapter))
 
-    def catch_up(self, seen: RunRow) -> tuple[RunRow, Log] | None:
+    def catch_up(self, seen: RunRow) -> News | None:
         """Where a run is now and what its log has got since it was as in `seen`; None if that chapter is over."""
         asked = time.monotonic()
         rows = self.database.rows("catch_up", run=seen.id, chapter=seen.chapter, head=seen.head, epoch=seen.epoch)
         if not rows:
             return None
-        row = rows[0]
-        now = replace(
-            seen, state=RunState(row.run_state), epoch=row.epoch, head=row.head, wake=row.wake, cancel=_cancel(row),
-            now=row.now, read=_read_at(asked),
-        )  # fmt: skip
-        return now, _log(rows if row.tag is not None else ())
+        return News(seen, _as_now(seen, rows[0], asked), _log(rows if rows[0].tag is not None else ()))
 
     def commit(self, run: RunRow, **values: Any) -> Commit:
         """Commit a reduction, if nothing has moved since `run` was loaded."""
@@ -236,16 +241,28 @@ class RunStore:
         )  # fmt: skip
         return Settled(row.accepted, row.woken, row.seq, row.step_released), _commit(row)
 
-    def claim(self, run: uuid.UUID, key: str, attempt: int, owner: str, *, grace: float) -> Claim | None:
-        """Own a step's next attempt, or None: a duplicate, late or unwanted message."""
+    def claim(
+        self, run: uuid.UUID, key: str, attempt: int, owner: str, *, grace: float, seen: RunRow | None = None
+    ) -> Claim | None:
+        """Own a step's next attempt, or None: a duplicate, late or unwanted message.
+
+        With `seen`, the run as this process has seen it last, also what is new in its log since.
+        """
         asked = time.monotonic()
-        row = self.database.row("claim", run=run, key=key, attempt=attempt, owner=owner, grace=grace)
-        if row is None:
+        rows = self.database.rows(
+            "claim", run=run, key=key, attempt=attempt, owner=owner, grace=grace,
+            seen_chapter=seen and seen.chapter, seen_head=seen and seen.head, seen_epoch=seen and seen.epoch,
+        )  # fmt: skip
+        if not rows:
             return None
+        row = rows[0]
+        news = None
+        if seen is not None and seen.chapter == row.chapter:
+            news = News(seen, _as_now(seen, row, asked), _log(rows if row.tag is not None else ()))
         return Claim(
-            run, key, row.name, row.digest, row.input, _values.load(row.options), row.attempt, row.deaths,
-            row.group_key, row.history, row.agent, row.root, row.queue, row.priority,
-            row.chapter, row.epoch, row.head, row.wake, row.expires, row.now, _read_at(asked),
+            run, key, row.own_name, row.own_digest, row.input, _values.load(row.options), row.own_attempt, row.deaths,
+            row.own_group, row.history, row.agent, row.root, row.queue, row.priority,
+            row.chapter, row.epoch, row.head, row.wake, row.expires, row.now, _read_at(asked), news,
         )  # fmt: skip
 
     def settle(
@@ -326,6 +343,13 @@ def _run_row(row: Row[Any], read: float) -> RunRow:
     return RunRow(
         row.id, row.agent, row.version, RunState(row.state), row.chapter, row.epoch, row.head, row.wake,
         row.queue, row.priority, row.input, row.root, row.parent_run, row.started, row.now, _cancel(row), read,
+    )  # fmt: skip
+
+
+def _as_now(seen: RunRow, row: Row[Any], asked: float) -> RunRow:
+    return replace(
+        seen, state=RunState(row.run_state), epoch=row.epoch, head=row.head, wake=row.wake, cancel=_cancel(row),
+        now=row.now, read=_read_at(asked),
     )  # fmt: skip
 
 
