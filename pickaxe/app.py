@@ -20,6 +20,7 @@ from pickaxe.broker import (
     BrokerApp,
     current_message,
     is_redis,
+    is_stopping,
     on_process_start,
     on_process_stop,
     on_worker_boot,
@@ -104,6 +105,7 @@ class Pickaxe(BrokerApp):
             agents={n: h.spec for n, h in self.handles.items() if isinstance(h.spec, AgentSpec)},
             tools={n: h.spec for n, h in self.handles.items() if isinstance(h.spec, ToolSpec)},
             queue_limits=self.queue_limits,
+            stopping=lambda: is_stopping(self),
         )
 
     def enqueue(

@@ -46,6 +46,9 @@ GRACE = 2.0
 PERSISTENCE = 600.0
 """Seconds for which an outcome is offered to a Postgres that is away, before the call is given up to run again."""
 
+LAST_TRY = 3.0
+"""How many of them are left once the worker was told to stop."""
+
 T = TypeVar("T")
 
 _FINAL = (NonRetryableError, InputError, OutputError, PayloadError)
@@ -229,13 +232,15 @@ def give_back(attempt: Attempt, reason: str, *, wait: float = 0.0) -> None:
     attempt.engine.nudge(wait)
 
 
-def insist(name: str, write: Callable[[], T]) -> T:
+def insist(engine: Engine, name: str, write: Callable[[], T]) -> T:
     """Record an outcome, however long Postgres is away: it is known here and nowhere else."""
     deadline = time.monotonic() + PERSISTENCE
     while True:
         try:
             return write()
         except ServiceUnavailableError as error:
+            if engine.stopping():
+                deadline = min(deadline, time.monotonic() + LAST_TRY)
             if time.monotonic() >= deadline:
                 raise
             logger.warning("%s: its outcome cannot be recorded yet: %s", name, error)
@@ -246,7 +251,7 @@ def settle(engine: Engine, outcome: Outcome) -> Settled:
     """Record an outcome, and no more than that. Who has woken the run is to see to its reduction."""
     claim = outcome.claim
     failpoint("settle.before")
-    settled = insist(_name(claim), lambda: engine.store.settle(
+    settled = insist(engine, _name(claim), lambda: engine.store.settle(
         claim.run, claim.key, outcome.state, origin=[StepState.RUNNING], attempt=claim.attempt, owner=outcome.owner,
         output=outcome.output, error=outcome.error,
     ))  # fmt: skip
@@ -280,7 +285,7 @@ def _retry(attempt: Attempt, error: BaseException, wait: float) -> None:
         "type": failed["type"], "message": failed["message"][:500],
     })  # fmt: skip
     failpoint("retry.before")
-    given_back = insist(attempt.token, lambda: engine.store.retry_step(
+    given_back = insist(engine, attempt.token, lambda: engine.store.retry_step(
         claim, attempt.owner, wait=wait, spared=0, error=_values.dump(failed), history=_values.dump(past),
         reason=f"attempt {claim.attempt} failed ({failed['type']}), next in {humanise(wait)}",
     ))  # fmt: skip

@@ -9,7 +9,7 @@ import os
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -75,7 +75,7 @@ class Engine:
     """What every part of the engine works with.
 
     `owner` is this process's incarnation: random per process start, and new again if the process was
-    declared dead and came back.
+    declared dead and came back. `stopping` tells whether its worker was told to stop.
     """
 
     def __init__(
@@ -89,6 +89,7 @@ class Engine:
         agents: Mapping[str, AgentSpec],
         tools: Mapping[str, ToolSpec],
         queue_limits: Mapping[str, tuple[Rate, ...]],
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self.name = name
         self.store = store
@@ -98,6 +99,7 @@ class Engine:
         self.agents = agents
         self.tools = tools
         self.queue_limits = queue_limits
+        self.stopping = stopping
         self.running = Running()
         self.sticky = Sticky(settings.sticky)
         self.owner = new_owner()

@@ -170,7 +170,7 @@ def _commit(
         return NOTHING_SETTLED, commit
     name = token(row.id, outcome.claim.key, outcome.claim.attempt)
     failpoint("advance.before")
-    settled, commit = insist(name, lambda: engine.store.advance(row, outcome, **values))
+    settled, commit = insist(engine, name, lambda: engine.store.advance(row, outcome, **values))
     failpoint("advance.after")
     told(engine, outcome, settled)
     return settled, commit

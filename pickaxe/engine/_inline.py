@@ -42,11 +42,12 @@ def _spec(engine: Engine, request: Request) -> ToolSpec:
 
 def _born(row: RunRow, request: Request) -> Claim:
     # Inserted as running, by this process, in the commit that has just succeeded.
-    now = row.now + time.monotonic() - row.read
+    read = time.monotonic()  # before anything that takes time: see `_read_at`
+    now = row.now + read - row.read
     total = request.options.get("total_timeout")
     options = _values.load(_values.dump(dict(request.options)))
     return Claim(
         row.id, request.key, request.name, request.digest, request.input, options, 1, 0, request.group, None,
         row.agent, row.root, row.queue, row.priority, row.chapter, row.epoch, row.head, row.wake,
-        None if total is None else now + float(total), now,
+        None if total is None else now + float(total), now, read,
     )  # fmt: skip

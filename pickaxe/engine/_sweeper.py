@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
 import uuid
@@ -30,6 +31,7 @@ from pickaxe.engine._engine import NUDGE, Engine, new_owner
 from pickaxe.engine._released import publish_released
 from pickaxe.engine._transitions import step_entry
 from pickaxe.errors import PickaxeError, ServiceUnavailableError
+from pickaxe.store import FOUND_AGAIN
 
 logger = logging.getLogger("pickaxe.sweeper")
 
@@ -38,6 +40,9 @@ INCARNATION = "pickaxe:incarnation"
 
 LEADER = 0
 """The slot of the sweeper's lock; worker processes have slots from 1."""
+
+JUMP = 1.0
+"""Seconds by which the database's clock may differ from what it should be between two rounds."""
 
 SHORTEST = 0.01
 """Seconds between two rounds when something is always due."""
@@ -52,6 +57,7 @@ class Sweeper:
         self._thread: threading.Thread | None = None
         self._leading: Connection | None = None
         self._swept = 0.0
+        self._steadiness = Steadiness()
 
     def start(self) -> None:
         """Stand for election from now on."""
@@ -77,6 +83,7 @@ class Sweeper:
                 pause = self._round() if self._leads() else self._engine.settings.sweep_every
             except Exception as error:
                 expected = isinstance(error, PickaxeError | DBAPIError | redis.RedisError)
+                self._steadiness.disturbed()
                 logger.warning("a sweep was cut short: %s", error, exc_info=not expected)
                 self._step_down()
                 pause = self._engine.settings.sweep_every
@@ -84,7 +91,7 @@ class Sweeper:
     def _round(self) -> float:
         if time.monotonic() - self._swept >= self._engine.settings.sweep_every / 2:
             self._swept = time.monotonic()
-            sweep(self._engine)
+            sweep(self._engine, bury=self._steadiness.steady)
         else:
             release_due(self._engine)
         return max(SHORTEST, self._engine.store.next_due(self._engine.settings.sweep_every))
@@ -97,7 +104,7 @@ class Sweeper:
                 return False
             logger.info("this process sweeps from now on")
         # Notices when the lock is gone; and shows the others that this process is awake.
-        self._engine.store.holds(self._leading)
+        self._steadiness.saw(self._engine.store.holds(self._leading))
         return True
 
     def _depose(self) -> None:
@@ -112,6 +119,34 @@ class Sweeper:
                 leading.close()
             except DBAPIError as error:
                 logger.debug("closing a lost connection: %s", error)
+
+
+class Steadiness:
+    """Whether the database can be asked who is dead.
+
+    After a time in which nobody could write (a fail-over, a read-only spell), or when its clock has jumped, every
+    beat looks old, and all that lives needs a moment to beat again.
+    """
+
+    def __init__(self) -> None:
+        self._offset: float | None = None
+        self._disturbed = -math.inf
+
+    def saw(self, clock: float) -> None:
+        """The database's time was `clock`, now."""
+        offset = clock - time.monotonic()
+        if self._offset is not None and abs(offset - self._offset) > JUMP:
+            self.disturbed()
+        self._offset = offset
+
+    def disturbed(self) -> None:
+        """Something went wrong just now."""
+        self._disturbed = time.monotonic()
+
+    @property
+    def steady(self) -> bool:
+        """Whether nothing has gone wrong for long enough."""
+        return time.monotonic() - self._disturbed >= FOUND_AGAIN
 
 
 class Nudges:
@@ -138,10 +173,12 @@ class Nudges:
             stop.wait(max(0.0, deadline - time.monotonic()))
 
 
-def sweep(engine: Engine) -> None:
-    """One round: everything that is due now."""
+def sweep(engine: Engine, *, bury: bool = True) -> None:
+    """One round: everything that is due now. With `bury`, who gives no sign of life is declared dead."""
     failpoint("sweep.before")
     _look_for_lost_broker(engine)
+    if bury:
+        _bury(engine)
     _reclaim(engine)
     _time_out(engine)
     for run, key in engine.store.due_lookbacks():
@@ -201,10 +238,13 @@ def _look_for_lost_broker(engine: Engine) -> None:
         logger.debug("Redis is away: %s", error)
 
 
-def _reclaim(engine: Engine) -> None:
+def _bury(engine: Engine) -> None:
     settings = engine.settings
     for worker in engine.store.bury_workers(dead=settings.dead_after, vanished=settings.vanished_after):
         logger.warning("worker process %s %s is gone", worker.name, worker.pid)
+
+
+def _reclaim(engine: Engine) -> None:
     failpoint("reclaim.before")
     for step in engine.store.reclaim_steps():
         logger.warning("step %s of run %s was in %s, which died: it is issued again", step.key, step.run_id, step.owner)

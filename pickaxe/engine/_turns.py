@@ -59,7 +59,7 @@ def turn_after(engine: Engine, claim: Claim) -> Turn | None:
     if kept is not None:
         seen, news = kept.row, claim.news
         if (seen.epoch, seen.chapter) == (claim.epoch, claim.chapter) and claim.wake == claim.head:
-            row = replace(seen, wake=claim.wake, now=claim.clock(), read=time.monotonic())
+            row = replace(seen, wake=claim.wake, read=time.monotonic(), now=claim.clock())
             return Turn(row, Log([], [], {}), kept.reduction, kept)
         if news is not None and news.seen is seen and news.row.state in LIVE and not kept.reduction.expects_inline:
             return Turn(news.row, news.log, kept.reduction, kept)

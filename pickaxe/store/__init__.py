@@ -6,7 +6,7 @@ trip and one commit.
 
 from pickaxe.store._database import Database
 from pickaxe.store._events import EventStore
-from pickaxe.store._fleet import FleetStore
+from pickaxe.store._fleet import FOUND_AGAIN, FleetStore
 from pickaxe.store._runs import Claim, Commit, Log, NewRun, News, Outcome, RunRow, RunStore, Settled, StepDue
 from pickaxe.store._schema import SCHEMA_RANGE, check_schema, migrate, schema_version
 from pickaxe.store._views import RunView, StepView, Views
@@ -17,6 +17,7 @@ class Store(RunStore, EventStore, FleetStore, Views):
 
 
 __all__ = [
+    "FOUND_AGAIN",
     "SCHEMA_RANGE",
     "Claim",
     "Commit",
