@@ -28,8 +28,8 @@ test: $(READY) ## All tests, on Postgres and Redis they start themselves
 unit: $(READY) ## The tests that need no service
 	$(BIN)/python -m pytest tests/unit
 
-faults: $(READY) ## The fault suite
-	$(BIN)/python -m pytest tests/faults
+faults: $(READY) ## The whole fault suite, slow ones too, and a table of what it found
+	$(BIN)/python -m pytest -n 2 -m "" tests/faults
 
 format: $(READY) ## Format the code
 	$(BIN)/ruff format .
