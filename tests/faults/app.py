@@ -197,6 +197,15 @@ async def one_slow(seconds: float) -> int:
 
 
 @agent
+async def parks_between(seconds: float) -> int:
+    """A call, a wait, and the same call again."""
+    first_time = await slow(7, seconds)
+    set_state("parked")
+    await wait_for_signal("go on")
+    return first_time + await slow(7, seconds)
+
+
+@agent
 async def one_slow_async(seconds: float) -> int:
     return await slow_async(7, seconds)
 
@@ -313,16 +322,28 @@ async def sized(n: int) -> int:
 
 
 _agents: list[Any] = [
-    *[kid, patient, endless, program, load, one_slow, one_slow_async, steps, ask_in_time, ask_after, hear_event],
-    *[family, capped_kids, detached_kids, tells_and_waits, chapters, exiting, spinning, tool_that_exits],
+    *[kid, patient, endless, program, load, one_slow, one_slow_async, parks_between, steps, ask_in_time, ask_after],
+    *[hear_event, family, capped_kids, detached_kids, tells_and_waits, chapters, exiting, spinning, tool_that_exits],
     *[fails_early, sized],
 ]
+
+
+def _transport_options() -> dict[str, Any]:
+    seconds = os.environ.get("PICKAXE_TEST_VISIBILITY")
+    if seconds is None:
+        return {}
+    return {"broker_transport_options": {"visibility_timeout": int(seconds), "unacked_restore_interval": 1}}
+
 
 app = Pickaxe(
     "faults",
     agents=_agents,
     tools=[add, slow, slow_async, flaky, increment, flaky_inline, limited, exits, exits_async],
-    conf={"worker_soft_shutdown_timeout": float(os.environ.get("PICKAXE_TEST_SOFT_SHUTDOWN", "15"))},
+    conf={
+        "worker_soft_shutdown_timeout": float(os.environ.get("PICKAXE_TEST_SOFT_SHUTDOWN", "15")),
+        "worker_prefetch_multiplier": int(os.environ.get("PICKAXE_TEST_PREFETCH", "1")),
+        **_transport_options(),
+    },
 )
 
 

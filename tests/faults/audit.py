@@ -6,6 +6,7 @@ for itself, and holds whatever statements Pickaxe may use.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from types import TracebackType
@@ -106,11 +107,11 @@ class Barrier:
         self._connection = psycopg.connect(url, autocommit=True)
         self._number = next(_numbers)
         self._table = table
-        name = f"barrier_{self._number}"
+        name, quoted = f"barrier_{self._number}", words.replace("'", "''")
         self._connection.execute("SELECT pg_advisory_lock(7, %s)", [self._number])
         self._connection.execute(f"""
             CREATE FUNCTION audit.{name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-                IF position('{words}' IN current_query()) > 0 AND ({when}) THEN
+                IF position('{quoted}' IN current_query()) > 0 AND ({when}) THEN
                     PERFORM pg_advisory_lock_shared(7, {self._number});
                     PERFORM pg_advisory_unlock_shared(7, {self._number});
                 END IF;
@@ -125,9 +126,8 @@ class Barrier:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._connection.closed:
+        with self._connection, contextlib.suppress(psycopg.OperationalError):  # Postgres may be away by now
             self.open()
-            self._connection.close()
 
     def waiting(self) -> int:
         """How many statements wait here now."""

@@ -291,6 +291,8 @@ def test_a_postgres_that_is_read_only_for_a_while_holds_up_and_loses_nothing(
         try:
             admin.execute("ALTER SYSTEM SET default_transaction_read_only = on")
             admin.execute("SELECT pg_reload_conf()")
+            shown = "SHOW default_transaction_read_only"
+            eventually(lambda: fleet.query(shown) == [("on",)], "Postgres is read-only")
             with pytest.raises(ServiceUnavailableError, match="read-only"):
                 fleet.enqueue(one_slow, 0.1)
         finally:
