@@ -17,9 +17,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import random
 import socket
 import struct
+import sys
 import threading
 import time
 from collections import Counter
@@ -36,6 +38,8 @@ CHUNK = 1 << 16
 BACKLOG = 64
 """Chunks that are on their way in one direction of a connection."""
 
+_ATTACH_FILTER, _DETACH_FILTER, _MEMORY_INFO = 26, 27, 55  # Linux: socket options that Python has no names for
+_DROP_ALL = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))  # one BPF instruction: keep 0 bytes
 _NO_SSL = {80877103, 80877104}  # what a client asks first: for encryption, by SSL or GSSAPI
 _IDLE = b"Z\x00\x00\x00\x05I"  # Postgres: ready for the next query, outside of a transaction
 
@@ -89,6 +93,7 @@ class Proxy:
         self.traps: list[Trap] = []
         self.changed = asyncio.Event()
         self._links: set[Link] = set()
+        self._counted = 0
         # Bound and never listening: keeps the port while the proxy refuses connections.
         self._place = _bound(0)
         self.port: int = self._place.getsockname()[1]
@@ -124,14 +129,26 @@ class Proxy:
         async def heal() -> None:
             self.weather = {"up": Weather(), "down": Weather()}
             self.traps.clear()
+            for link in self._links:
+                if not link.forgotten:
+                    link.deafen(False)
+            for listening in self._server.sockets if self._server else ():
+                self.hits["held"] += _dropped(listening) - self._counted
+                self._counted = _dropped(listening)
+                _deafen(listening, False)
             self._wake()
             await self._listen()
 
         self._do(heal())
 
     def blackhole(self, *directions: Direction) -> None:
-        """Nothing passes, in both directions or in one, not even that a connection was closed; nobody is told."""
+        """Nothing passes, in both directions or in one, not even that a connection was closed; nobody is told.
+
+        With both directions silent, not even an acknowledgement comes from here: TCP itself finds nobody.
+        """
         self._set(directions, held=True)
+        if set(directions or BOTH) == set(BOTH):
+            self._do(self._fall_silent())
 
     def delay(self, latency: float, jitter: float = 0.0, *directions: Direction) -> None:
         """Everything passes `latency` seconds later, give or take `jitter`."""
@@ -143,7 +160,7 @@ class Proxy:
 
     def refuse(self) -> None:
         """New connections are refused; those there are stay."""
-        self._do(self._deafen())
+        self._do(self._stop_listening())
 
     def cut(self, *, reset: bool = True) -> int:
         """End all connections now, on both sides, with RST or FIN. Returns how many there were."""
@@ -165,6 +182,7 @@ class Proxy:
             for link in links:
                 self.hits["forgotten"] += 1
                 link.forgotten = True
+                link.deafen(True)
             return len(links)
 
         return self._do(forget())
@@ -217,15 +235,22 @@ class Proxy:
 
     async def _listen(self) -> None:
         if self._server is None:
+            self._counted = 0
             self._server = await asyncio.start_server(self._connected, sock=_bound(self.port))
 
-    async def _deafen(self) -> None:
+    async def _fall_silent(self) -> None:
+        for link in self._links:
+            link.deafen(True)
+        for listening in self._server.sockets if self._server else ():
+            _deafen(listening, True)
+
+    async def _stop_listening(self) -> None:
         server, self._server = self._server, None
         if server is not None:
             server.close()
 
     async def _close(self) -> None:
-        await self._deafen()
+        await self._stop_listening()
         links = list(self._links)
         for link in links:
             link.end(reset=True)
@@ -285,6 +310,14 @@ class Link:
             await asyncio.gather(up, down, return_exceptions=True)
             for _, writer in (self.client, self.server):
                 writer.close()
+
+    def deafen(self, deaf: bool) -> None:
+        """Both ends send into the void, and are not even acknowledged; or are heard again."""
+        for _, writer in (self.client, self.server):
+            sock = writer.get_extra_info("socket")
+            if not deaf:
+                self.proxy.hits["held"] += _dropped(sock)
+            _deafen(sock, deaf)
 
     def end(self, *, reset: bool) -> None:
         self.ended = True
@@ -402,6 +435,26 @@ class PostgresRequests(Requests):
             (code,) = struct.unpack_from("!I", body)
             self._begun = code not in _NO_SSL
         return kind, body
+
+
+def _deafen(sock: Any, deaf: bool) -> None:
+    """Have the kernel drop whatever comes in for this socket, before TCP sees it. Linux only; no privilege needed."""
+    if sys.platform != "linux" or sock is None:
+        return
+    with contextlib.suppress(OSError):  # closed meanwhile, or nothing to detach
+        if deaf:
+            sock.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, struct.pack("HL", 1, ctypes.addressof(_DROP_ALL)))
+        else:
+            sock.setsockopt(socket.SOL_SOCKET, _DETACH_FILTER, 0)
+
+
+def _dropped(sock: Any) -> int:
+    """How many packets the kernel has dropped for this socket."""
+    if sys.platform != "linux" or sock is None:
+        return 0
+    with contextlib.suppress(OSError):
+        return int(struct.unpack_from("9I", sock.getsockopt(socket.SOL_SOCKET, _MEMORY_INFO, 36))[8])
+    return 0
 
 
 def _bound(port: int) -> socket.socket:

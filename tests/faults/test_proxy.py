@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import time
 from collections.abc import Iterator
 
@@ -57,8 +58,8 @@ def test_a_blackhole_tells_nobody_and_what_was_held_comes_when_it_is_healed(to_r
             one.incr("key")
         with pytest.raises(redis.RedisError):
             two.ping()
-        assert to_redis.hits["held"] >= 2
         to_redis.heal()
+        assert to_redis.hits["held"] >= 2
         # The client has gone, but what it had sent is delivered.
         deadline = time.monotonic() + 5
         while two.get("key") != b"1":
@@ -115,3 +116,14 @@ def test_latency_and_stalls_are_counted(to_redis: Proxy) -> None:
         assert time.monotonic() - began >= 0.06
     assert to_redis.hits["delayed"] >= 2
     assert to_redis.hits["stalled"] >= 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a socket filter of Linux")
+def test_a_forgotten_connection_is_not_even_acknowledged(to_postgres: Proxy) -> None:
+    with connect(to_postgres, tcp_user_timeout=1000) as connection:
+        connection.execute("SELECT 1")
+        to_postgres.forget()
+        began = time.monotonic()
+        with pytest.raises(psycopg.OperationalError):
+            connection.execute("SELECT 1")
+        assert time.monotonic() - began < 10
