@@ -36,10 +36,13 @@ from pickaxe import (
 from pickaxe.broker import Message, Publisher
 from pickaxe.store._fleet import FleetStore
 
+_EPOCH = float(os.environ.get("PICKAXE_TEST_EPOCH", "0"))
+"""What the test's wall clock adds to the machine's monotonic one, on which no worker can disagree."""
+
 
 def write(word: str, key: str, attempt: int | str = 0) -> None:
     """One line of the ledger."""
-    line = f"{word} {key} {attempt} {os.getpid()} {time.time():.6f}\n"
+    line = f"{word} {key} {attempt} {os.getpid()} {time.monotonic() + _EPOCH:.6f}\n"
     ledger = os.open(os.environ.get("PICKAXE_TEST_LEDGER", os.devnull), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         os.write(ledger, line.encode())
@@ -321,10 +324,38 @@ async def sized(n: int) -> int:
     return await add(n, 1)
 
 
+VERSION = os.environ.get("PICKAXE_TEST_VERSION", "1")
+"""Which code is deployed: another version of `deployed`."""
+
+
+@tool
+def version_of(n: int, ctx: Context = inject()) -> str:
+    with body(ctx):
+        return VERSION
+
+
+@agent
+async def deployed(n: int) -> list[Any]:
+    """Version 2 adds calls of its own; `argument` and `reorder` change calls that were made before."""
+    seen, total = [], 0
+    for i in range(4):
+        if VERSION == "2":
+            await increment(i)
+        if VERSION == "reorder" and i < 2:
+            total += await slow(n, 0.05) - n * n + i + n
+        else:
+            total += await add(i, n + (VERSION == "argument"))
+        if i == 1:
+            set_state("half")
+        seen.append(await version_of(i))
+        await asyncio.sleep(0.1)
+    return [n, total, seen]
+
+
 _agents: list[Any] = [
     *[kid, patient, endless, program, load, one_slow, one_slow_async, parks_between, steps, ask_in_time, ask_after],
     *[hear_event, family, capped_kids, detached_kids, tells_and_waits, chapters, exiting, spinning, tool_that_exits],
-    *[fails_early, sized],
+    *[fails_early, sized, deployed],
 ]
 
 
@@ -338,13 +369,18 @@ def _transport_options() -> dict[str, Any]:
 app = Pickaxe(
     "faults",
     agents=_agents,
-    tools=[add, slow, slow_async, flaky, increment, flaky_inline, limited, exits, exits_async],
+    tools=[add, slow, slow_async, flaky, increment, flaky_inline, limited, exits, exits_async, version_of],
     conf={
         "worker_soft_shutdown_timeout": float(os.environ.get("PICKAXE_TEST_SOFT_SHUTDOWN", "15")),
         "worker_prefetch_multiplier": int(os.environ.get("PICKAXE_TEST_PREFETCH", "1")),
         **_transport_options(),
     },
 )
+
+
+if _EPOCH:
+    # So that a test can prove that this process's clock is wrong.
+    write("clock", f"{time.time() - time.monotonic() - _EPOCH:+.0f}")
 
 
 # A fleet without a leader, for worker processes that ask for it by PICKAXE_TEST_SWEEPERS=all: each of them sweeps.
