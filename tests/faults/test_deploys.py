@@ -6,7 +6,6 @@ import random
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -76,8 +75,6 @@ import sys
 from pickaxe.store import Database, migrate
 print(migrate(Database(sys.argv[1])))
 """
-    "from pickaxe.store import Database, migrate; import sys; d = Database(sys.argv[1]); print(migrate(d)); d.close()"
-)
 HOLD = """
 CREATE FUNCTION hold() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN
     PERFORM pg_advisory_lock_shared(9, 9); PERFORM pg_advisory_unlock_shared(9, 9);
@@ -141,4 +138,3 @@ def test_a_worker_refuses_a_schema_that_is_newer_than_it_is(fleet: Fleet, tmp_pa
     assert worker.process.returncode != 0
     assert "9999" in worker.text(), worker.text()[-2000:]
     report(hits=1)
-    time.sleep(0)
