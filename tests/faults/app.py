@@ -324,6 +324,40 @@ async def sized(n: int) -> int:
     return await add(n, 1)
 
 
+@agent
+async def hears(n: int) -> int:
+    return int(await wait_for_event("all of you", within=3600))
+
+
+@agent
+async def kids_at_once(count: int) -> int:
+    return sum(await gather(*(hears(n) for n in range(count))))
+
+
+@agent
+async def naps(count: int) -> int:
+    """Timers, all due at the same time: in an hour, unless the test makes it sooner."""
+    await asyncio.gather(*(asyncio.sleep(3600) for _ in range(count)))
+    return count
+
+
+@tool(inline=True)
+def step_up(n: int) -> int:
+    """Writes no ledger: there are too many."""
+    return n + 1
+
+
+@agent
+async def steps_inline(count: int) -> int:
+    n = 0
+    while n < count:
+        # A hundred in one reduction: what is measured is how a long log is read.
+        n += len(await asyncio.gather(*(step_up(n + i) for i in range(100))))
+    set_state("asleep")
+    await wait_for_signal("go on")
+    return await add(n, 1)
+
+
 VERSION = os.environ.get("PICKAXE_TEST_VERSION", "1")
 """Which code is deployed: another version of `deployed`."""
 
@@ -355,7 +389,7 @@ async def deployed(n: int) -> list[Any]:
 _agents: list[Any] = [
     *[kid, patient, endless, program, load, one_slow, one_slow_async, parks_between, steps, ask_in_time, ask_after],
     *[hear_event, family, capped_kids, detached_kids, tells_and_waits, chapters, exiting, spinning, tool_that_exits],
-    *[fails_early, sized, deployed],
+    *[fails_early, sized, deployed, hears, kids_at_once, naps, steps_inline],
 ]
 
 
@@ -369,7 +403,7 @@ def _transport_options() -> dict[str, Any]:
 app = Pickaxe(
     "faults",
     agents=_agents,
-    tools=[add, slow, slow_async, flaky, increment, flaky_inline, limited, exits, exits_async, version_of],
+    tools=[add, slow, slow_async, flaky, increment, flaky_inline, limited, exits, exits_async, version_of, step_up],
     conf={
         "worker_soft_shutdown_timeout": float(os.environ.get("PICKAXE_TEST_SOFT_SHUTDOWN", "15")),
         "worker_prefetch_multiplier": int(os.environ.get("PICKAXE_TEST_PREFETCH", "1")),
@@ -430,7 +464,22 @@ def _triple_chord(self: Publisher, header: Sequence[Message], body: Message) -> 
     _triple(self, [*header, body])
 
 
+def _capture() -> None:
+    """Keep a copy of every message that is delivered, as it was on the wire."""
+    from pickaxe.broker import _transport
+
+    opened = _transport.Channel._open
+
+    def keep(self: Any, item: bytes, queue: str) -> Any:
+        app.client.redis.rpush(f"captured:{queue}", item)
+        return opened(self, item, queue)
+
+    _transport.Channel._open = keep  # type: ignore[method-assign]
+
+
 match os.environ.get("PICKAXE_TEST_BROKER"):
+    case "capture":
+        _capture()
     case "drop":
         Publisher.publish, Publisher.publish_chord = _drop, _drop_chord  # type: ignore[method-assign]
     case "triple":

@@ -77,7 +77,7 @@ def clock(own_services: Services) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("jump", ["+1h", "-10m"])
-def test_a_clock_of_postgres_that_jumps_there_and_back_loses_and_doubles_nothing(
+def test_a_clock_of_postgres_that_jumps_loses_and_doubles_nothing(
     own_services: Services, clock: Path, tmp_path: Path, request: pytest.FixtureRequest, report: Report, jump: str
 ) -> None:
     database = Database(own_services.database_url)
@@ -102,12 +102,13 @@ def jumps(fleet: Fleet, clock: Path, jump: str, report: Report) -> None:
     program_run = fleet.enqueue(program, 2, answer=9)
     seen = []
     eventually(lambda: len(fleet.running()) >= 3, "calls are running")
-    for offset in (jump, "+0s"):
+    # Not back from an hour ahead: timers that were set in that hour rightly fire in it.
+    for offset in (jump, "+0s") if jump.startswith("-") else (jump,):
         _set(clock, offset)
         seen.append(eventually(lambda: skew(fleet), "the clock has jumped") if offset == jump else skew(fleet))
         runs += fleet.enqueue_many(one_slow, [(0.1,) for _ in range(4)])
         fleet.await_more("end", 4)
-    expectation = [expected_load(n) for n in range(12)] + [49] * 8
+    expectation = [expected_load(n) for n in range(12)] + [49] * (len(runs) - 12)
     assert fleet.results([program_run]) == [expected(2, 9)]
     assert fleet.results(runs) == expectation
     verdict = fleet.check(same_clock=False)
