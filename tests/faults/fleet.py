@@ -36,9 +36,6 @@ FAST = {
 }
 """Everything that waits waits less, so that a test takes seconds."""
 
-MODE = {name: os.environ[name] for name in ("PICKAXE_CONTINUATION",) if name in os.environ}
-"""The whole suite runs in the mode of continuation that the environment names."""
-
 _nurseries: list[Nursery] = []
 
 
@@ -198,7 +195,6 @@ class Fleet:
             "PICKAXE_REDIS_URL": self.redis_url,
             "PICKAXE_TEST_LEDGER": str(self.ledger),
             "PICKAXE_TEST_EPOCH": repr(time.time() - time.monotonic()),
-            **MODE,
             **self.settings,
             **(environment or {}),
         }

@@ -15,7 +15,8 @@ import pytest
 from pickaxe.errors import RunPausedError, SchemaError
 from pickaxe.store import Database, check_schema, migrate
 from tests.faults.app import deployed
-from tests.faults.fleet import ROOT, Fleet, eventually
+from tests.faults.fleet import Fleet, eventually
+from tests.faults.nursery import ROOT
 from tests.faults.report import Report
 from tests.services import isolated_database
 
@@ -28,20 +29,22 @@ def test_runs_outlive_code_that_is_rolled_out_and_back_as_long_as_it_only_adds_c
 ) -> None:
     chance = random.Random(seed)
     versions = {"forward and back": ["1", "2", "1"], "random": chance.choices("12", k=4), "mixed": ["1", "2"]}[order]
-    runs = fleet.enqueue_many(deployed, [(n,) for n in range(40)])
+    runs = fleet.enqueue_many(deployed, [(n,) for n in range(10)])
     running = [fleet.start("v1", pool="threads", concurrency=4, environment={"PICKAXE_TEST_VERSION": "1"})]
     for number, version in enumerate(versions):
-        fleet.await_more("end", 25)
         new = fleet.start(
             f"deploy{number}", pool="threads", concurrency=4, environment={"PICKAXE_TEST_VERSION": version}
         )
+        # So many that all are under way, and none has ended, when the old code is gone.
+        runs += fleet.enqueue_many(deployed, [(len(runs) + n,) for n in range(20)])
+        fleet.await_more("end", 25)
         if order != "mixed":
             for old in running:
                 old.kill()
             running.clear()
         running.append(new)
     results = fleet.results(runs, 80)
-    assert {tuple(result[:2]) for result in results} == {(n, 4 * n + 6) for n in range(40)}
+    assert {tuple(result[:2]) for result in results} == {(n, 4 * n + 6) for n in range(len(runs))}
     seen = {version for result in results for version in result[2]}
     report(hits=len(versions), verdict=fleet.check(), versions=sorted(seen))
     assert seen == {"1", *versions}

@@ -13,9 +13,12 @@ from pickaxe.authoring._handles import EnqueueOptions
 from pickaxe.client import Client
 from pickaxe.store._database import sql
 from tests.faults.app import ask_after, expected, program
-from tests.faults.fleet import MODE, Fleet
+from tests.faults.fleet import Fleet
 from tests.faults.proxy import Proxy
 from tests.faults.report import Report
+
+OFTEN = ("advance", "claim", "settle", "commit")
+STATEMENTS = (*OFTEN, "retry_step", "beat", "due_steps", "due_timers")
 
 
 def words_of(statement: str) -> str:
@@ -31,15 +34,13 @@ def proxy(fleet: Fleet, seed: int) -> Iterator[Proxy]:
 
 @pytest.mark.timeout(60)
 @pytest.mark.scenario(3)
-@pytest.mark.parametrize("statement", ["claim", "settle", "commit", "retry_step", "beat", "due_steps", "due_timers"])
+@pytest.mark.parametrize("statement", STATEMENTS)
 def test_a_workers_statement_whose_answer_is_lost_was_carried_out_once(
     fleet: Fleet, proxy: Proxy, seed: int, report: Report, statement: str
 ) -> None:
-    if MODE.get("PICKAXE_CONTINUATION", "plain") != "plain" and statement in {"settle", "claim"}:
-        pytest.skip("in this mode most calls are claimed and settled by other statements")
     chance = random.Random(seed)
     run = fleet.enqueue(program, 3, answer=11)
-    proxy.lose_reply(words_of(statement), nth=chance.randint(1, 4) if statement in {"claim", "settle", "commit"} else 1)
+    proxy.lose_reply(words_of(statement), nth=chance.randint(1, 4) if statement in OFTEN else 1)
     fleet.start("far", environment={"PICKAXE_DATABASE_URL": proxy.url})
     assert fleet.results([run]) == [expected(3, 11)]
     report(hits=proxy.hits["replies lost"], verdict=fleet.check(), statement=statement)
@@ -52,7 +53,7 @@ def test_every_third_answer_to_a_commit_is_lost_and_every_run_ends_right(
 ) -> None:
     runs = [fleet.enqueue(program, n, answer=n) for n in range(4)]
     for nth in range(1, 60, 3):
-        for statement in ("commit", "settle", "claim"):
+        for statement in OFTEN:
             proxy.lose_reply(words_of(statement), nth=nth)
     for name in ("one", "two"):
         fleet.start(name, pool="threads", concurrency=3, environment={"PICKAXE_DATABASE_URL": proxy.url})
