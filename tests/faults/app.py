@@ -496,9 +496,18 @@ def _capture() -> None:
     _transport.Channel._open = keep  # type: ignore[method-assign]
 
 
+def _note() -> None:
+    """Have Redis note every message that is not acknowledged, as if no log knew any."""
+    from pickaxe.broker import _transport
+
+    _transport._is_in_log = lambda _: False
+
+
 match os.environ.get("PICKAXE_TEST_BROKER"):
     case "capture":
         _capture()
+    case "noted":
+        _note()
     case "drop":
         Publisher.publish, Publisher.publish_chord = _drop, _drop_chord  # type: ignore[method-assign]
     case "triple":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import signal
 import statistics
 import time
@@ -14,7 +15,7 @@ import pytest
 
 from tests.faults.app import expected_load, load, one_slow, one_slow_async, parks_between
 from tests.faults.audit import Barrier
-from tests.faults.fleet import Fleet, Moment, eventually
+from tests.faults.fleet import Fleet, Moment, WorkerProcess, eventually
 from tests.faults.report import Report
 
 RECLAIM = "the worker process that ran attempt"
@@ -45,18 +46,26 @@ def test_a_zombie_that_wakes_in_the_run_it_has_since_parked_and_resumed_changes_
 
 @pytest.mark.timeout(60)
 @pytest.mark.scenario(5)
+@pytest.mark.parametrize(
+    ("mode", "frozen_at"), [("plain", "commit.before=stop@2"), ("inline", "advance.before=stop@1")]
+)
 def test_a_reduction_that_was_frozen_before_its_commit_is_refused_when_the_run_has_gone_on(
-    fleet: Fleet, report: Report
+    fleet: Fleet, report: Report, mode: str, frozen_at: str
 ) -> None:
     run = fleet.enqueue(parks_between, 0.1)
-    zombie = fleet.start("zombie", environment={"PICKAXE_FAILPOINTS": "commit.before=stop@2"})
+    environment = {"PICKAXE_CONTINUATION": mode, "PICKAXE_FAILPOINTS": frozen_at}
+    zombie = fleet.start("zombie", environment=environment)
     eventually(lambda: is_stopped(zombie.pid), "the zombie stops before it commits")
     since = time.time()
     fleet.start("heir")
     eventually(lambda: run.status == "waiting" and run.state() == "parked", "the run is parked elsewhere")
     parked = time.time() - since
     zombie.send(signal.SIGCONT)
-    eventually(lambda: fleet.query("SELECT 1 FROM audit.refused"), "its commit is refused")
+    if mode == "plain":
+        eventually(lambda: fleet.query("SELECT 1 FROM audit.refused"), "its commit is refused")
+    else:
+        # It would have recorded the call's result too, which is asked for first.
+        eventually(lambda: zombie.has_said("came too late and was refused"), "its result is refused")
     run.signal("go on")
     assert fleet.results([run]) == [49 + 49]
     verdict = fleet.check()
@@ -91,15 +100,16 @@ def test_a_zombies_result_that_comes_while_the_sweep_takes_its_call_away_is_refu
 
 @pytest.mark.timeout(60)
 @pytest.mark.scenario(7)
+@pytest.mark.parametrize(("mode", "statement"), [("plain", "settle"), ("inline", "advance")])
 def test_a_call_that_ends_between_the_sweepers_look_and_its_write_is_not_taken_away(
-    fleet: Fleet, report: Report
+    fleet: Fleet, report: Report, mode: str, statement: str
 ) -> None:
     """The worker was declared dead by mistake; its call ends before the sweep gets to it."""
     run = fleet.enqueue(one_slow, 1.0)
-    worker = fleet.start("worker", environment={"PICKAXE_SWEEP_EVERY": "0.1"})
+    worker = fleet.start("worker", environment={"PICKAXE_SWEEP_EVERY": "0.1", "PICKAXE_CONTINUATION": mode})
     eventually(fleet.running, "the body runs")
     # The settling transaction is held open: it has the row. The sweep looks meanwhile, and skips or waits.
-    with Barrier(fleet.plain_url, "step", "settle") as barrier:
+    with Barrier(fleet.plain_url, "step", statement) as barrier:
         barrier.await_waiting()
         fleet.query("UPDATE pickaxe.worker SET ended_at = clock_timestamp(), ended = 'died' RETURNING 1")
         before = sweeps(fleet)
@@ -161,12 +171,24 @@ def test_messages_that_a_killed_worker_had_taken_and_not_begun_are_sent_again(fl
     runs = fleet.enqueue_many(one_slow, [(0.3,) for _ in range(12)])
     victim = fleet.start("victim", pool="prefork", concurrency=2, environment={"PICKAXE_TEST_PREFETCH": "4"})
     eventually(lambda: len(fleet.running(victim.pid) or fleet.running()) >= 2, "bodies run")
-    taken = fleet.client.redis.hlen("unacked")
+    eventually(lambda: len(received(victim) - begun(fleet)) >= 2, "more is taken than begun")
     moment = fleet.moment()
     victim.kill()
+    taken = len(received(victim) - begun(fleet))
     fleet.start("heir", pool="prefork", concurrency=2)
     assert fleet.results(runs) == [49] * 12
     report(hits=taken, verdict=fleet.check(), recovery=fleet.recovery(moment))
+
+
+def received(worker: WorkerProcess) -> set[str]:
+    """The calls whose messages a worker has taken, whether begun or not."""
+    return {
+        f"{run}/{key}" for run, key in re.findall(r"Task slow\[([0-9a-f-]+):(slow#\d+):\d+\] received", worker.text())
+    }
+
+
+def begun(fleet: Fleet) -> set[str]:
+    return {entry.key for entry in fleet.entries("start")}
 
 
 @pytest.mark.timeout(400)
