@@ -22,7 +22,9 @@ from tests.services import isolated_database
 
 @pytest.mark.timeout(110)
 @pytest.mark.scenario(34)
-@pytest.mark.parametrize("order", ["forward and back", "random", "mixed"])
+@pytest.mark.parametrize(
+    "order", ["mixed", *(pytest.param(order, marks=pytest.mark.slow) for order in ("forward and back", "random"))]
+)
 def test_runs_outlive_code_that_is_rolled_out_and_back_as_long_as_it_only_adds_calls_elsewhere(
     fleet: Fleet, seed: int, report: Report, order: str
 ) -> None:

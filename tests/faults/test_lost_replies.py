@@ -23,6 +23,9 @@ def words_of(statement: str) -> str:
     return max(re.split(r"(?<!:):\w+|\n", sql(statement)), key=len)
 
 
+LESS_OFTEN = ["retry_step", "beat", "due_steps", "due_timers"]
+
+
 @pytest.fixture
 def proxy(fleet: Fleet, seed: int) -> Iterator[Proxy]:
     with Proxy(fleet.database_url, seed=seed) as proxy:
@@ -31,7 +34,9 @@ def proxy(fleet: Fleet, seed: int) -> Iterator[Proxy]:
 
 @pytest.mark.timeout(60)
 @pytest.mark.scenario(3)
-@pytest.mark.parametrize("statement", ["claim", "settle", "commit", "retry_step", "beat", "due_steps", "due_timers"])
+@pytest.mark.parametrize(
+    "statement", ["claim", "settle", "commit", *(pytest.param(name, marks=pytest.mark.slow) for name in LESS_OFTEN)]
+)
 def test_a_workers_statement_whose_answer_is_lost_was_carried_out_once(
     fleet: Fleet, proxy: Proxy, seed: int, report: Report, statement: str
 ) -> None:
@@ -45,6 +50,7 @@ def test_a_workers_statement_whose_answer_is_lost_was_carried_out_once(
     report(hits=proxy.hits["replies lost"], verdict=fleet.check(), statement=statement)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 @pytest.mark.scenario(3)
 def test_every_third_answer_to_a_commit_is_lost_and_every_run_ends_right(
