@@ -23,7 +23,8 @@ def words_of(statement: str) -> str:
     return max(re.split(r"(?<!:):\w+|\n", sql(statement)), key=len)
 
 
-LESS_OFTEN = ["retry_step", "beat", "due_steps", "due_timers"]
+OFTEN = ["claim", "settle", "commit"]
+RARELY = ["retry_step", "beat", "due_steps", "due_timers"]
 
 
 @pytest.fixture
@@ -34,9 +35,7 @@ def proxy(fleet: Fleet, seed: int) -> Iterator[Proxy]:
 
 @pytest.mark.timeout(60)
 @pytest.mark.scenario(3)
-@pytest.mark.parametrize(
-    "statement", ["claim", "settle", "commit", *(pytest.param(name, marks=pytest.mark.slow) for name in LESS_OFTEN)]
-)
+@pytest.mark.parametrize("statement", [*OFTEN, *(pytest.param(name, marks=pytest.mark.slow) for name in RARELY)])
 def test_a_workers_statement_whose_answer_is_lost_was_carried_out_once(
     fleet: Fleet, proxy: Proxy, seed: int, report: Report, statement: str
 ) -> None:
@@ -44,7 +43,7 @@ def test_a_workers_statement_whose_answer_is_lost_was_carried_out_once(
         pytest.skip("in this mode most calls are claimed and settled by other statements")
     chance = random.Random(seed)
     run = fleet.enqueue(program, 3, answer=11)
-    proxy.lose_reply(words_of(statement), nth=chance.randint(1, 4) if statement in {"claim", "settle", "commit"} else 1)
+    proxy.lose_reply(words_of(statement), nth=chance.randint(1, 4) if statement in OFTEN else 1)
     fleet.start("far", environment={"PICKAXE_DATABASE_URL": proxy.url})
     assert fleet.results([run]) == [expected(3, 11)]
     report(hits=proxy.hits["replies lost"], verdict=fleet.check(), statement=statement)
