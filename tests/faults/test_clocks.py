@@ -33,7 +33,7 @@ def library() -> str:
     return str(next(Path(libfaketime.__file__).parent.rglob("libfaketime.so*")))
 
 
-@pytest.mark.parametrize("hours", ["+1h", "-1h"])
+@pytest.mark.parametrize("hours", ["+1h", pytest.param("-1h", marks=pytest.mark.slow)])
 def test_a_worker_whose_clock_is_an_hour_wrong_does_its_work_like_the_others(
     fleet: Fleet, report: Report, hours: str
 ) -> None:
@@ -76,6 +76,7 @@ def clock(own_services: Services) -> Iterator[Path]:
     server.wait(20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jump", ["+1h", "-10m"])
 def test_a_clock_of_postgres_that_jumps_loses_and_doubles_nothing(
     own_services: Services, clock: Path, tmp_path: Path, request: pytest.FixtureRequest, report: Report, jump: str

@@ -20,10 +20,12 @@ from tests.faults.nursery import ROOT
 from tests.faults.report import Report
 from tests.services import isolated_database
 
+ORDERS = ["forward and back", "random"]
+
 
 @pytest.mark.timeout(110)
 @pytest.mark.scenario(34)
-@pytest.mark.parametrize("order", ["forward and back", "random", "mixed"])
+@pytest.mark.parametrize("order", ["mixed", *(pytest.param(name, marks=pytest.mark.slow) for name in ORDERS)])
 def test_runs_outlive_code_that_is_rolled_out_and_back_as_long_as_it_only_adds_calls_elsewhere(
     fleet: Fleet, seed: int, report: Report, order: str
 ) -> None:

@@ -17,13 +17,14 @@ from tests.faults.fleet import Fleet
 from tests.faults.proxy import Proxy
 from tests.faults.report import Report
 
-OFTEN = ("advance", "claim", "settle", "commit")
-STATEMENTS = (*OFTEN, "retry_step", "beat", "due_steps", "due_timers")
-
 
 def words_of(statement: str) -> str:
     """What a statement's text has between two of its parameters, and no other has."""
     return max(re.split(r"(?<!:):\w+|\n", sql(statement)), key=len)
+
+
+OFTEN = ["advance", "claim", "settle", "commit"]
+RARELY = ["retry_step", "beat", "due_steps", "due_timers"]
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def proxy(fleet: Fleet, seed: int) -> Iterator[Proxy]:
 
 @pytest.mark.timeout(60)
 @pytest.mark.scenario(3)
-@pytest.mark.parametrize("statement", STATEMENTS)
+@pytest.mark.parametrize("statement", [*OFTEN, *(pytest.param(name, marks=pytest.mark.slow) for name in RARELY)])
 def test_a_workers_statement_whose_answer_is_lost_was_carried_out_once(
     fleet: Fleet, proxy: Proxy, seed: int, report: Report, statement: str
 ) -> None:
@@ -46,6 +47,7 @@ def test_a_workers_statement_whose_answer_is_lost_was_carried_out_once(
     report(hits=proxy.hits["replies lost"], verdict=fleet.check(), statement=statement)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 @pytest.mark.scenario(3)
 def test_every_third_answer_to_a_commit_is_lost_and_every_run_ends_right(

@@ -100,7 +100,7 @@ def test_messages_that_are_delivered_again_long_after_their_runs_have_ended_chan
 
 @pytest.mark.timeout(90)
 @pytest.mark.scenario(18)
-@pytest.mark.parametrize("pool", ["threads", "prefork"])
+@pytest.mark.parametrize("pool", ["threads", pytest.param("prefork", marks=pytest.mark.slow)])
 def test_a_call_that_takes_longer_than_the_brokers_patience_and_comes_again_runs_once(
     fleet: Fleet, report: Report, pool: str
 ) -> None:

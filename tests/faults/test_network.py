@@ -79,7 +79,9 @@ def hits(far: Far, what: str) -> int:
     return min(proxy.hits[what] for proxy in far.proxies.values())
 
 
-@pytest.mark.parametrize("targets", TARGETS, ids="+".join)
+@pytest.mark.parametrize(
+    "targets", [*(pytest.param(t, marks=pytest.mark.slow) for t in TARGETS[:2]), TARGETS[2]], ids="+".join
+)
 def test_silence_for_seconds_costs_no_more_than_that(
     far: Callable[..., Far], seed: int, report: Report, targets: tuple[str, ...]
 ) -> None:
@@ -96,6 +98,7 @@ def test_silence_for_seconds_costs_no_more_than_that(
     report(hits=hits(world, "held"), verdict=verdict, recovery=world.fleet.recovery(moment), silence=length)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", ["up", "down"])
 def test_a_postgres_that_hears_and_is_not_heard_or_the_other_way_round(
     far: Callable[..., Far], report: Report, direction: Any
@@ -110,6 +113,7 @@ def test_a_postgres_that_hears_and_is_not_heard_or_the_other_way_round(
     report(hits=hits(world, "held"), verdict=verdict, recovery=world.fleet.recovery(moment))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("targets", TARGETS, ids="+".join)
 def test_connections_that_are_cut_again_and_again_cost_no_run(
     far: Callable[..., Far], seed: int, report: Report, targets: tuple[str, ...]
@@ -131,6 +135,7 @@ def test_connections_that_are_cut_again_and_again_cost_no_run(
     report(hits=hits(world, "cut"), verdict=verdict, recovery=world.fleet.recovery(moment))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("targets", TARGETS, ids="+".join)
 def test_two_seconds_of_latency_and_lost_packets_only_slow_it_down(
     far: Callable[..., Far], report: Report, targets: tuple[str, ...]
@@ -147,6 +152,7 @@ def test_two_seconds_of_latency_and_lost_packets_only_slow_it_down(
     report(hits=hits(world, "delayed"), verdict=verdict)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("targets", TARGETS, ids="+".join)
 def test_half_open_connections_are_noticed_and_replaced(
     far: Callable[..., Far], report: Report, targets: tuple[str, ...]

@@ -165,6 +165,7 @@ def test_a_queue_of_one_goes_on_after_its_owner_is_killed(fleet: Fleet, report: 
     report(hits=len(moment.keys), verdict=fleet.check(), recovery=fleet.recovery(moment))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(90)
 @pytest.mark.scenario(19)
 def test_messages_that_a_killed_worker_had_taken_and_not_begun_are_sent_again(fleet: Fleet, report: Report) -> None:
@@ -193,7 +194,8 @@ def begun(fleet: Fleet) -> set[str]:
 
 @pytest.mark.timeout(400)
 @pytest.mark.scenario(44)
-@pytest.mark.parametrize("rounds", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rounds", [20])
 def test_the_calls_of_a_killed_worker_run_elsewhere_within_three_seconds_at_default_settings(
     services: Any, tmp_path: Path, seed: int, report: Report, request: pytest.FixtureRequest, rounds: int
 ) -> None:
@@ -218,6 +220,7 @@ def test_the_calls_of_a_killed_worker_run_elsewhere_within_three_seconds_at_defa
         assert max(recovery) < 4, recovery
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 @pytest.mark.scenario(29)
 def test_claims_stay_fast_beside_an_idle_transaction_and_readers_of_old_snapshots(fleet: Fleet, report: Report) -> None:

@@ -78,5 +78,5 @@ def test_a_reader_misses_and_repeats_nothing_though_redis_loses_the_stream(own_f
     assert len({t.id for t in last}) == len(last), "nothing is told twice"
     ended = {f"{step.key}:{step.state}" for step in run.steps()}
     assert ended <= {t.id for t in last}, "nothing is missed"
-    assert last[-1].state == "succeeded"
+    assert "run:succeeded" in {t.id for t in last}
     report(hits=lost, verdict=own_fleet.check())
