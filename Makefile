@@ -30,8 +30,8 @@ test: $(READY) ## All tests, on Postgres and Redis they start themselves
 unit: $(READY) ## The tests that need no service
 	$(BIN)/python -m pytest tests/unit
 
-faults: $(READY) ## The fault suite
-	$(BIN)/python -m pytest -m "slow or not slow" tests/faults
+faults: $(READY) ## The whole fault suite, slow ones too, and a table of what it found
+	$(BIN)/python -m pytest -n 2 -m "" tests/faults
 
 soak: $(READY) ## Random programs under a nemesis, SEEDS=200 of them, JOBS=2 at a time
 	$(BIN)/python -m tests.faults.soak --seeds $(SEEDS) --jobs $(JOBS)

@@ -1,4 +1,4 @@
-"""kombu's Redis transport, with the two faults mended that end a worker process.
+"""kombu's Redis transport, with the three faults mended that end a worker process.
 
 1. **A Redis restart while a message is unacknowledged.** Celery closes the lost connection twice. The first
    close fails half-way, in `Channel.close`, before the channel is marked closed; Celery then drops the
@@ -8,6 +8,10 @@
    timeout.
 2. **Anything on the list that is not an envelope.** kombu decodes with no guard, inside the event loop. Here
    it is wrapped into a valid envelope (`_wire.wrap_malformed`) that Pickaxe's consumer sets aside.
+3. **A Redis that answers and takes no writes**: out of memory, or a replica after a failover. kombu counts that
+   among errors of the channel, which Celery does not survive: the first acknowledgement ends the worker. Here a
+   message that could not be acknowledged is done with all the same (it comes again by the visibility timeout, and
+   finds its step taken), and everything else counts as a lost connection: the worker connects until it works.
 
 Written against kombu 5.7; the tests restart a real Redis under a real worker, so a new kombu that changes
 either is noticed.
@@ -24,22 +28,26 @@ from typing import Any
 import kombu.transport as transports
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
+from redis.exceptions import ClusterDownError, MasterDownError, OutOfMemoryError, ReadOnlyError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from pickaxe.broker._wire import MAX_MESSAGE_BYTES, envelope_fault, read_envelope
 
 logger = logging.getLogger(__name__)
 
+_REFUSALS = (OutOfMemoryError, ReadOnlyError, MasterDownError, ClusterDownError)
 _ALIASES = ("redis", "rediss")
 _PATH = "pickaxe.broker._transport:Transport"
-
 
 IN_LOG = "in_log"
 """The header of a message that can be lost without loss."""
 
 
 class QoS(kombu_redis.QoS):
-    """kombu's bookkeeping of unacknowledged messages, kept in memory for those that the log knows."""
+    """kombu's bookkeeping of unacknowledged messages, kept in memory for those that the log knows.
+
+    What was delivered and not yet acknowledged is as much as may be prefetched.
+    """
 
     def append(self, message: Any, delivery_tag: str) -> None:
         if _is_in_log(message):
@@ -48,10 +56,15 @@ class QoS(kombu_redis.QoS):
             super().append(message, delivery_tag)  # type: ignore[no-untyped-call]
 
     def ack(self, delivery_tag: str) -> None:
+        """Acknowledge. If that cannot be written down, the message still makes room for another."""
         if self._knows(delivery_tag):
             virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
-        else:
+            return
+        try:
             super().ack(delivery_tag)  # type: ignore[no-untyped-call]
+        except _REFUSALS as error:
+            logger.warning("Redis takes no writes: a message was not acknowledged, and will come again: %s", error)
+            virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         if not self._knows(delivery_tag):
@@ -156,9 +169,10 @@ class Channel(kombu_redis.Channel):
 
 
 class Transport(kombu_redis.Transport):
-    """kombu's Redis transport with Pickaxe's channel."""
+    """kombu's Redis transport with Pickaxe's channel, and its view of what is a lost connection."""
 
     Channel = Channel
+    connection_errors = (*kombu_redis.Transport.connection_errors, *_REFUSALS)
 
 
 def install() -> None:

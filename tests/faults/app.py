@@ -30,7 +30,7 @@ from pickaxe import (
 )
 from pickaxe.broker import Message, Publisher
 from pickaxe.store._fleet import FleetStore
-from tests.faults.ledger import body, failures_before, write
+from tests.faults.ledger import EPOCH, body, failures_before, write
 from tests.faults.random_programs import TOOLS, play
 
 
@@ -216,6 +216,15 @@ async def one_slow(seconds: float) -> int:
 
 
 @agent
+async def parks_between(seconds: float) -> int:
+    """A call, a wait, and the same call again."""
+    first_time = await slow(7, seconds)
+    set_state("parked")
+    await wait_for_signal("go on")
+    return first_time + await slow(7, seconds)
+
+
+@agent
 async def one_slow_async(seconds: float) -> int:
     return await slow_async(7, seconds)
 
@@ -331,18 +340,100 @@ async def sized(n: int) -> int:
     return await add(n, 1)
 
 
+@agent
+async def hears(n: int) -> int:
+    return int(await wait_for_event("all of you", within=3600))
+
+
+@agent
+async def kids_at_once(count: int) -> int:
+    return sum(await gather(*(hears(n) for n in range(count))))
+
+
+@agent
+async def naps(count: int) -> int:
+    """Timers, all due at the same time: in an hour, unless the test makes it sooner."""
+    await asyncio.gather(*(asyncio.sleep(3600) for _ in range(count)))
+    return count
+
+
+@tool(inline=True)
+def step_up(n: int) -> int:
+    """Writes no ledger: there are too many."""
+    return n + 1
+
+
+@agent
+async def steps_inline(count: int) -> int:
+    n = 0
+    while n < count:
+        # A hundred in one reduction: what is measured is how a long log is read.
+        n += len(await asyncio.gather(*(step_up(n + i) for i in range(100))))
+    set_state("asleep")
+    await wait_for_signal("go on")
+    return await add(n, 1)
+
+
+VERSION = os.environ.get("PICKAXE_TEST_VERSION", "1")
+"""Which code is deployed: another version of `deployed`."""
+
+
+@tool
+def version_of(n: int, ctx: Context = inject()) -> str:
+    with body(ctx):
+        return VERSION
+
+
+@agent
+async def deployed(n: int) -> list[Any]:
+    """Version 2 adds calls of its own; `argument` and `reorder` change calls that were made before."""
+    seen, total = [], 0
+    for i in range(4):
+        if VERSION == "2":
+            await increment(i)
+        if VERSION == "reorder" and i < 2:
+            total += await slow(n, 0.05) - n * n + i + n
+        else:
+            total += await add(i, n + (VERSION == "argument"))
+        if i == 1:
+            set_state("half")
+        seen.append(await version_of(i))
+        await asyncio.sleep(0.1)
+    return [n, total, seen]
+
+
 _agents: list[Any] = [
-    *[kid, patient, endless, program, load, one_slow, one_slow_async, steps, ask_in_time, ask_after, hear_event],
-    *[family, capped_kids, detached_kids, tells_and_waits, chapters, exiting, spinning, tool_that_exits],
-    *[fails_early, sized, play, clockwork, told, changed],
+    *[kid, patient, endless, program, load, one_slow, one_slow_async, parks_between, steps, ask_in_time, ask_after],
+    *[hear_event, family, capped_kids, detached_kids, tells_and_waits, chapters, exiting, spinning, tool_that_exits],
+    *[fails_early, sized, play, clockwork, told, changed, deployed, hears, kids_at_once, naps, steps_inline],
 ]
+
+
+def _transport_options() -> dict[str, Any]:
+    seconds = os.environ.get("PICKAXE_TEST_VISIBILITY")
+    if seconds is None:
+        return {}
+    return {"broker_transport_options": {"visibility_timeout": int(seconds), "unacked_restore_interval": 1}}
+
 
 app = Pickaxe(
     "faults",
     agents=_agents,
-    tools=[add, slow, slow_async, flaky, increment, flaky_inline, limited, scarce, exits, exits_async, *TOOLS],
-    conf={"worker_soft_shutdown_timeout": float(os.environ.get("PICKAXE_TEST_SOFT_SHUTDOWN", "15"))},
+    tools=[
+        *[add, slow, slow_async, flaky, increment, flaky_inline, limited, scarce, exits, exits_async],
+        *[version_of, step_up, *TOOLS],
+    ],
+    conf={
+        "worker_soft_shutdown_timeout": float(os.environ.get("PICKAXE_TEST_SOFT_SHUTDOWN", "15")),
+        "worker_prefetch_multiplier": int(os.environ.get("PICKAXE_TEST_PREFETCH", "1")),
+        **_transport_options(),
+    },
 )
+
+
+if EPOCH is not None:
+    # So that a test can prove that this process's clock is wrong.
+    write("clock", f"{time.time() - time.monotonic() - EPOCH:+.0f}")
 
 
 # A fleet without a leader, for worker processes that ask for it by PICKAXE_TEST_SWEEPERS=all: each of them sweeps.
@@ -392,7 +483,31 @@ def _triple_chord(self: Publisher, header: Sequence[Message], body: Message) -> 
     _triple(self, [*header, body])
 
 
+def _capture() -> None:
+    """Keep a copy of every message that is delivered, as it was on the wire."""
+    from pickaxe.broker import _transport
+
+    opened = _transport.Channel._open
+
+    def keep(self: Any, item: bytes, queue: str) -> Any:
+        app.client.redis.rpush(f"captured:{queue}", item)
+        return opened(self, item, queue)
+
+    _transport.Channel._open = keep  # type: ignore[method-assign]
+
+
+def _note() -> None:
+    """Have Redis note every message that is not acknowledged, as if no log knew any."""
+    from pickaxe.broker import _transport
+
+    _transport._is_in_log = lambda _: False
+
+
 match os.environ.get("PICKAXE_TEST_BROKER"):
+    case "capture":
+        _capture()
+    case "noted":
+        _note()
     case "drop":
         Publisher.publish, Publisher.publish_chord = _drop, _drop_chord  # type: ignore[method-assign]
     case "triple":

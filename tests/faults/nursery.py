@@ -49,12 +49,16 @@ class Forked:
 
 
 class Nursery:
-    """One process that forks the others. All methods may be called by any thread."""
+    """One process that forks the others. All methods may be called by any thread.
 
-    def __init__(self) -> None:
+    `environment` are further variables, which its interpreter needs when it starts.
+    """
+
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.warm"],
             cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+            env={**os.environ, **(environment or {})},
         )  # fmt: skip
         self._asking = threading.Lock()
         self._changed = threading.Condition()

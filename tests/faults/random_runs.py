@@ -15,7 +15,6 @@ import psycopg
 
 from pickaxe.authoring._handles import EnqueueOptions
 from pickaxe.errors import ServiceUnavailableError
-from tests.faults import audit
 from tests.faults.app import play
 from tests.faults.fleet import Fleet
 from tests.faults.random_model import Delivery, Effect, Outcome, deliveries, outcome_of
@@ -66,7 +65,6 @@ class Programs:
         self._outside = threading.Thread(target=self._deliver_all, daemon=True)
 
     def __enter__(self) -> Programs:
-        audit.watch(self.fleet.database_url.replace("+psycopg", ""))
         self._outside.start()
         return self
 
@@ -191,7 +189,6 @@ class Programs:
         wrong += self._wrong_effects(effects)
         assert not wrong, "\n".join(wrong)
         self.fleet.check()
-        audit.check(self.fleet.database_url.replace("+psycopg", ""))
         states = Counter(outcome.state for outcome in self.outcomes.values())
         return {**states, "runs": sum(map(len, seen.values())), "effects": len(self.fleet.entries("did"))}
 

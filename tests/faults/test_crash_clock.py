@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults import app, audit, places
+from tests.faults import app, places
 from tests.faults.fleet import FAST, Fleet, WorkerProcess, eventually
 from tests.faults.one_client import TOLD
 from tests.services import isolated_database, isolated_redis
@@ -74,7 +74,6 @@ class Clocks:
             url = stack.enter_context(isolated_database(self.template))
             settings = {**FAST, "PICKAXE_CONTINUATION": mode}
             fleet = stack.enter_context(Fleet(url, isolated_redis(), folder, settings))
-            audit.watch(url.replace("+psycopg", ""))
             try:
                 yield fleet
             except BaseException as error:
@@ -103,7 +102,6 @@ class Clocks:
             fleet.start("heir", wait=False)
             assert fleet.results([run]) == [app.expected_clockwork(*RUN)]
             fleet.check()
-            audit.check(fleet.database_url.replace("+psycopg", ""))
         return struck
 
     def strike_all(self, mode: str, clocks: Sequence[Sequence[Moment]]) -> list[Struck]:

@@ -13,9 +13,10 @@ import pytest
 from tests.faults import places
 from tests.faults.app import expected, expected_load, load, program
 from tests.faults.fleet import Fleet, eventually, host
+from tests.faults.report import Report
 
 PLACES = places.ENGINE
-OFTEN = {"claim", "settle", "commit", "publish", "sweep", "reclaim"}
+OFTEN = {"advance", "claim", "settle", "commit", "publish", "sweep", "reclaim"}
 
 
 def test_the_places_were_found_in_the_source() -> None:
@@ -23,9 +24,10 @@ def test_the_places_were_found_in_the_source() -> None:
     assert {"enqueue.before", "signal.after", "event.before", "resume.after"} <= set(places.CLIENT)
 
 
+@pytest.mark.scenario(2, 16)
 @pytest.mark.timeout(60)
 def test_an_error_at_every_place_in_one_worker_that_lives_on_costs_no_step_and_no_run(
-    fleet: Fleet, seed: int, evidence: Callable[..., None]
+    fleet: Fleet, seed: int, evidence: Callable[..., None], report: Report
 ) -> None:
     """The worse case: nobody is declared dead, so nobody else may take what this worker has claimed and dropped."""
     chance = random.Random(seed)
@@ -35,17 +37,19 @@ def test_an_error_at_every_place_in_one_worker_that_lives_on_costs_no_step_and_n
         "one", environment={"PICKAXE_FAILPOINTS": ",".join(f"{place}=raise@{time}" for place, time in armed.items())}
     )
     assert fleet.results([run]) == [expected(3, 11)]
-    fleet.check()
+    verdict = fleet.check()
     assert not worker.has_died()
     hit = [place for place in PLACES if f"failpoint {place}" in worker.text()]
     evidence(f"raised at {len(hit)} of {len(PLACES)} places; not at {sorted(set(PLACES) - set(hit))}")
     assert len(hit) > len(PLACES) / 2
+    report(hits=len(hit), verdict=verdict)
 
 
+@pytest.mark.scenario(44)
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("place", ["claim.after", "settle.before", "commit.after"])
 def test_a_killed_worker_is_replaced_within_seconds_at_the_default_settings(
-    services: Any, tmp_path: Path, evidence: Callable[..., None], place: str
+    services: Any, tmp_path: Path, evidence: Callable[..., None], place: str, report: Report
 ) -> None:
     with Fleet(services.database_url, services.redis_url, tmp_path, settings={}) as fleet:
         victim = fleet.start("victim", environment={"PICKAXE_FAILPOINTS": f"{place}=kill@2"})
@@ -58,14 +62,15 @@ def test_a_killed_worker_is_replaced_within_seconds_at_the_default_settings(
         fleet.client._app.control.add_consumer("tools", destination=[f"heir@{host()}"])
         assert fleet.results([run]) == [expected_load(2)]
         evidence(f"pid {victim.pid} died at {place}; pid {heir.pid} had finished {time.monotonic() - died:.1f} s later")
-        fleet.check()
+        report(hits=1, verdict=fleet.check())
 
 
 @pytest.mark.slow
+@pytest.mark.scenario(2)
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("place", PLACES)
 def test_a_worker_that_is_killed_there_costs_no_step_and_no_run(
-    fleet: Fleet, seed: int, evidence: Callable[..., None], place: str
+    fleet: Fleet, seed: int, evidence: Callable[..., None], place: str, report: Report
 ) -> None:
     time_of_death = random.Random(seed).randint(1, 8) if place.partition(".")[0] in OFTEN else 1
     run = fleet.enqueue(program, 3, answer=11)
@@ -75,4 +80,4 @@ def test_a_worker_that_is_killed_there_costs_no_step_and_no_run(
     evidence(f"pid {victim.pid} died at {place}, time {time_of_death}, running {[e.key[37:] for e in fleet.running()]}")
     fleet.start("heir")
     assert fleet.results([run]) == [expected(3, 11)]
-    fleet.check()
+    report(hits=1, verdict=fleet.check())
