@@ -42,7 +42,7 @@ def _spec(engine: Engine, request: Request) -> ToolSpec:
 
 def _born(row: RunRow, request: Request) -> Claim:
     # Inserted as running, by this process, in the commit that has just succeeded.
-    read = time.monotonic()  # before anything that takes time: see `_read_at`
+    read = time.monotonic()  # before anything that takes time
     now = row.now + read - row.read
     total = request.options.get("total_timeout")
     options = _values.load(_values.dump(dict(request.options)))

@@ -59,6 +59,7 @@ class Database:
         self._pool_size = pool_size
         self._engine: Engine | None = None
         self._lock = threading.Lock()
+        self._asked = threading.local()
 
     @property
     def engine(self) -> Engine:
@@ -98,6 +99,12 @@ class Database:
         """Where the database is, without the password."""
         return self.url.render_as_string(hide_password=True).replace("postgresql+psycopg", "postgresql")
 
+    @property
+    def asked_at(self) -> float:
+        """When this thread sent its last statement, on the monotonic clock: before the time that its answer tells,
+        so what is reckoned from the two does not come before anything the database has noted."""
+        return float(self._asked.at)
+
     def rows(self, name: str, /, **parameters: Any) -> Sequence[Row[Any]]:
         """The rows of a named statement."""
         query = native(name)
@@ -123,6 +130,7 @@ class Database:
         return self.patiently(attempt)
 
     def _run(self, query: str, parameters: dict[str, Any]) -> Sequence[Row[Any]]:
+        self._asked.at = time.monotonic()
         # On the driver's own connection: SQLAlchemy's result machinery costs as much as all the rest.
         try:
             pooled = self.engine.raw_connection()

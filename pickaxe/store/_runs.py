@@ -207,9 +207,8 @@ class RunStore:
 
     def load_run(self, run: uuid.UUID) -> RunRow | None:
         """The run's row, or None if there is no such run."""
-        asked = time.monotonic()
         row = self.database.row("load_run", run=run)
-        return None if row is None else _run_row(row, _read_at(asked))
+        return None if row is None else _run_row(row, self.database.asked_at)
 
     def load_log(self, run: RunRow) -> Log:
         """The log of the run's current chapter."""
@@ -217,11 +216,10 @@ class RunStore:
 
     def catch_up(self, seen: RunRow) -> News | None:
         """Where a run is now and what its log has got since it was as in `seen`; None if that chapter is over."""
-        asked = time.monotonic()
         rows = self.database.rows("catch_up", run=seen.id, chapter=seen.chapter, head=seen.head, epoch=seen.epoch)
         if not rows:
             return None
-        return News(seen, _as_now(seen, rows[0], asked), _log(rows if rows[0].tag is not None else ()))
+        return News(seen, _as_now(seen, rows[0], self.database.asked_at), _log(rows if rows[0].tag is not None else ()))
 
     def commit(self, run: RunRow, **values: Any) -> Commit:
         """Commit a reduction, if nothing has moved since `run` was loaded."""
@@ -248,7 +246,6 @@ class RunStore:
 
         With `seen`, the run as this process has seen it last, also what is new in its log since.
         """
-        asked = time.monotonic()
         rows = self.database.rows(
             "claim", run=run, key=key, attempt=attempt, owner=owner, grace=grace,
             seen_chapter=seen and seen.chapter, seen_head=seen and seen.head, seen_epoch=seen and seen.epoch,
@@ -258,11 +255,11 @@ class RunStore:
         row = rows[0]
         news = None
         if seen is not None and seen.chapter == row.chapter:
-            news = News(seen, _as_now(seen, row, asked), _log(rows if row.tag is not None else ()))
+            news = News(seen, _as_now(seen, row, self.database.asked_at), _log(rows if row.tag is not None else ()))
         return Claim(
             run, key, row.own_name, row.own_digest, row.input, _values.load(row.options), row.own_attempt, row.deaths,
             row.own_group, row.history, row.agent, row.root, row.queue, row.priority,
-            row.chapter, row.epoch, row.head, row.wake, row.expires, row.now, _read_at(asked), news,
+            row.chapter, row.epoch, row.head, row.wake, row.expires, row.now, self.database.asked_at, news,
         )  # fmt: skip
 
     def settle(
@@ -333,12 +330,6 @@ class RunStore:
         return self.database.row(name, **values) is not None
 
 
-def _read_at(asked: float) -> float:
-    """The monotonic time that stands for the database's time in an answer: before it, so that what is reckoned from
-    it does not come before what the database has noted, but not by as much as a lost connection may take."""
-    return max(asked, time.monotonic() - 0.1)
-
-
 def _run_row(row: Row[Any], read: float) -> RunRow:
     return RunRow(
         row.id, row.agent, row.version, RunState(row.state), row.chapter, row.epoch, row.head, row.wake,
@@ -346,10 +337,10 @@ def _run_row(row: Row[Any], read: float) -> RunRow:
     )  # fmt: skip
 
 
-def _as_now(seen: RunRow, row: Row[Any], asked: float) -> RunRow:
+def _as_now(seen: RunRow, row: Row[Any], read: float) -> RunRow:
     return replace(
         seen, state=RunState(row.run_state), epoch=row.epoch, head=row.head, wake=row.wake, cancel=_cancel(row),
-        now=row.now, read=_read_at(asked),
+        now=row.now, read=read,
     )  # fmt: skip
 
 
