@@ -4,6 +4,7 @@ Each file of `queries/` is one statement; each runs on an autocommit connection,
 trip and one commit.
 """
 
+from pickaxe.store._aside import AsideStore
 from pickaxe.store._database import Database
 from pickaxe.store._events import EventStore
 from pickaxe.store._fleet import FleetStore
@@ -12,7 +13,7 @@ from pickaxe.store._schema import SCHEMA_RANGE, check_schema, migrate, schema_ve
 from pickaxe.store._views import RunView, StepView, Views
 
 
-class Store(RunStore, EventStore, FleetStore, Views):
+class Store(RunStore, EventStore, FleetStore, AsideStore, Views):
     """All statements over one database."""
 
 

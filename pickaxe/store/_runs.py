@@ -55,6 +55,7 @@ class RunRow:
     started: float | None
     now: float
     cancel: CancelRecord | None
+    dispatches: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,7 @@ class Commit:
 class Claim:
     """A step, owned. `expires` and `now` are epoch seconds on the database's clock.
 
+    `strikes` are the deaths it is charged with; `reconciling`: not to be run, but to be asked whether it has been.
     `agent`, `root`, `queue` and `priority` are its run's: what it takes to publish that.
     """
 
@@ -103,6 +105,8 @@ class Claim:
     priority: int
     expires: float | None
     now: float
+    strikes: float = 0.0
+    reconciling: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,12 +133,14 @@ class StepDue:
     input: str
     root: uuid.UUID
     granted: bool = False
+    strikes: float = 0.0
 
     @classmethod
     def of(cls, row: Row[Any]) -> StepDue:
         return cls(
             row.run_id, row.key, row.name, row.queue, row.priority, row.attempt,
             _values.load(row.options), row.input, row.root, bool(getattr(row, "granted", False)),
+            float(getattr(row, "strikes", 0.0)),
         )  # fmt: skip
 
 
@@ -173,7 +179,7 @@ class RunStore:
                 signals.append(SignalRecord(row.seq, row.at, row.name, row.output))
                 continue
             steps.append(_step_record(row))
-            if row.state == StepState.READY and not row.later:
+            if row.state in (StepState.READY, StepState.UNKNOWN) and not row.later:
                 ready[row.key] = row.attempt
         return Log(steps, signals, ready)
 
@@ -193,6 +199,7 @@ class RunStore:
         return Claim(
             run, key, row.name, row.input, _values.load(row.options), row.attempt, row.deaths, row.group_key,
             row.history, row.agent, row.root, row.queue, row.priority, row.expires, row.now,
+            row.strikes, row.reconciling,
         )  # fmt: skip
 
     def settle(
@@ -270,6 +277,7 @@ def _run_row(row: Row[Any]) -> RunRow:
     return RunRow(
         row.id, row.agent, row.version, RunState(row.state), row.chapter, row.epoch, row.head, row.wake,
         row.queue, row.priority, row.input, row.root, row.parent_run, row.started, row.now, cancel,
+        row.dispatches,
     )  # fmt: skip
 
 

@@ -59,7 +59,11 @@ class RunView:
 
 @dataclass(frozen=True, slots=True)
 class StepView:
-    """A step as it stands. `history` are its earlier attempts; `child` is the child run it stands for."""
+    """A step as it stands. `history` are its earlier attempts; `child` is the child run it stands for.
+
+    `strikes` are the worker deaths in a row it is charged with; `reconciling`: what runs is its tool's `reconcile`.
+    `effect` is the policy its tool declared when it was called.
+    """
 
     key: str
     kind: str
@@ -68,6 +72,9 @@ class StepView:
     seq: int | None
     attempt: int
     deaths: int
+    strikes: float
+    reconciling: bool
+    effect: str
     worker: str | None
     queue: str | None
     group: str | None
@@ -87,7 +94,8 @@ class StepView:
     @classmethod
     def of(cls, s: Any) -> StepView:
         return cls(
-            s.key, s.kind, s.name, StepState(s.state), s.seq, s.attempt, s.deaths, s.worker, s.queue, s.group_key,
+            s.key, s.kind, s.name, StepState(s.state), s.seq, s.attempt, s.deaths, s.strikes, s.reconciling,
+            _values.load(s.options).get("effect", "idempotent"), s.worker, s.queue, s.group_key,
             s.chapter, _values.load(s.input), _optional(s.output), _optional(s.error), s.reason,
             _optional(s.progress), _optional(s.history) or [], s.child, s.due, s.created_at, s.started_at,
             s.finished_at,
