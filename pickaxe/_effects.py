@@ -25,10 +25,12 @@ class Effect(StrEnum):
     def of(cls, value: object, what: str) -> Effect:
         """The policy of this name. Raises `ConfigurationError`, which lists the choices."""
         try:
-            return cls(value)
+            return cls(str(value))
         except ValueError:
             choices = ", ".join(repr(str(choice)) for choice in cls)
-            raise ConfigurationError(f"{what}: effect={value!r} is no effect policy; the choices are {choices}") from None
+            raise ConfigurationError(
+                f"{what}: effect={value!r} is no effect policy; the choices are {choices}"
+            ) from None
 
 
 def idempotency_key(run: uuid.UUID, step: str) -> str:

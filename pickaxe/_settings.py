@@ -29,7 +29,11 @@ class Settings(BaseSettings):
     stream_ttl: float = Field(60.0, gt=0, description="how long a run's live stream outlives its last entry")
     boot_patience: float = Field(60.0, ge=0, description="how long a starting worker waits for its services")
     pool_size: int = Field(10, ge=1, description="database connections a process keeps")
-    quarantine_after: int = Field(2, ge=0, description="a step that killed so many workers in a row is set aside; 0: never")
-    keep_workers: float = Field(30 * 86400.0, ge=0, description="how long ended worker processes stay known; 0: for ever")
+    quarantine_after: int = Field(
+        2, ge=0, description="a step that killed so many workers in a row is set aside; 0: never"
+    )
+    keep_workers: float = Field(
+        30 * 86400.0, ge=0, description="how long ended worker processes stay known; 0: for ever"
+    )
     keep_events: float = Field(30 * 86400.0, ge=0, description="how far back a wait for an event can look; 0: for ever")
     keep_dead_letters: float = Field(90 * 86400.0, ge=0, description="how long unreadable messages stay; 0: for ever")

@@ -76,8 +76,8 @@ class Signature:
             return get_type_hints(SimpleNamespace(__annotations__=plain), globalns=scope).get(name)
         except NameError as error:
             raise ConfigurationError(
-                f"{self.what}: the annotation {error.name!r} of the injected parameter {name!r} cannot be found. Import "
-                f"it before the tool is defined, and not behind `if TYPE_CHECKING`."
+                f"{self.what}: the annotation {error.name!r} of the injected parameter {name!r} cannot be found. "
+                f"Import it before the tool is defined, and not behind `if TYPE_CHECKING`."
             ) from error
 
     @property
@@ -160,9 +160,7 @@ class Signature:
     def inject(self, context: Context, given: Collection[str] = ()) -> dict[str, Any]:
         """The values of the injected parameters, except those already `given`."""
         return {
-            name: self._injected(name, marker, context)
-            for name, marker in self.injected.items()
-            if name not in given
+            name: self._injected(name, marker, context) for name, marker in self.injected.items() if name not in given
         }
 
     def _injected(self, name: str, marker: Injected, context: Context) -> Any:

@@ -59,7 +59,7 @@ class Spec:
 
 @dataclass(frozen=True, eq=False)
 class ToolSpec(Spec):
-    """A tool. Times in seconds; `timeout` is for one attempt. `reconcile` says whether a lost call's effect happened."""
+    """A tool. Times in seconds; `timeout` is for one attempt. `reconcile` tells whether a lost call has happened."""
 
     retry: Retry = field(default_factory=lambda: Retry(attempts=1))
     schedule_timeout: float | None = None

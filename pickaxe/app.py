@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from pickaxe.broker import (
     BrokerApp,
     current_message,
     is_redis,
+    on_child_exit,
     on_process_start,
     on_process_stop,
     on_worker_boot,
@@ -29,10 +31,11 @@ from pickaxe.broker import (
     running_worker,
 )
 from pickaxe.client import Client, Run
-from pickaxe.engine import _attempts, _executor
-from pickaxe.engine._engine import Engine
+from pickaxe.engine import _attempts, _claims, _effects, _executor
+from pickaxe.engine._engine import Engine, new_owner
 from pickaxe.engine._liveness import Liveness
 from pickaxe.engine._messages import agent_fault, tool_fault
+from pickaxe.engine._quarantine import report_exit
 from pickaxe.engine._sweeper import Sweeper
 from pickaxe.errors import ConfigurationError, DuplicateHandleError, ServiceUnavailableError
 
@@ -76,6 +79,7 @@ class Pickaxe(BrokerApp):
         super().__init__(name, _broker_url(self.settings), _result_url(self.settings), conf)
         self._liveness: Liveness | None = None
         self._sweeper: Sweeper | None = None
+        self._family = new_owner()
         for handle in self.handles.values():
             handle.spec.signature.check()
             handle.bind(self)
@@ -87,6 +91,7 @@ class Pickaxe(BrokerApp):
         on_process_stop(self, self._process_stopped)
         on_worker_start(self, self._worker_started)
         on_worker_stop(self, self._worker_stopped)
+        on_child_exit(self, self._child_exited)
 
     @cached_property
     def client(self) -> Client:
@@ -146,12 +151,12 @@ class Pickaxe(BrokerApp):
         _executor.execute(self.engine, uuid.UUID(run))
 
     def _tool_task(self, spec: ToolSpec, message: dict[str, Any]) -> None:
-        attempt = _attempts.claim(self.engine, spec, message)
+        attempt = _claims.claim(self.engine, spec, message)
         if attempt is not None:
-            _attempts.perform(attempt, chord=_in_chord())
+            _effects.perform(attempt, chord=_in_chord())
 
     async def _tool_task_async(self, spec: ToolSpec, message: dict[str, Any]) -> None:
-        claiming = asyncio.ensure_future(asyncio.to_thread(_attempts.claim, self.engine, spec, message))
+        claiming = asyncio.ensure_future(asyncio.to_thread(_claims.claim, self.engine, spec, message))
         try:
             attempt = await asyncio.shield(claiming)
         except asyncio.CancelledError:
@@ -187,6 +192,7 @@ class Pickaxe(BrokerApp):
 
     def _worker_booting(self) -> None:
         """A worker that could not record anything does not start: exit code 3, and why."""
+        self._family = new_owner()  # before the pool forks
         try:
             self.client.wait_until_ready(self.settings.boot_patience)
         except ServiceUnavailableError as error:
@@ -202,6 +208,7 @@ class Pickaxe(BrokerApp):
         self.client.forked()
         self.__dict__.pop("engine", None)
         self.engine.worker_name = worker.hostname if worker else ""
+        self.engine.family = self._family
         self._liveness = Liveness(self.engine)
         self._liveness.start()
 
@@ -212,6 +219,7 @@ class Pickaxe(BrokerApp):
 
     def _worker_started(self) -> None:
         self.engine.worker_name = getattr(running_worker(self), "hostname", "")
+        self.engine.family = self._family
         self._sweeper = Sweeper(self.engine)
         self._sweeper.start()
 
@@ -219,8 +227,12 @@ class Pickaxe(BrokerApp):
         if self._sweeper is not None:
             self._sweeper.stop()
 
+    def _child_exited(self, pid: int, status: int) -> None:
+        # In a thread, for the database may be away, and the broker is not to wait for it.
+        threading.Thread(target=report_exit, args=(self.engine, pid, status), daemon=True).start()
 
-def _give_back_unrun(claiming: asyncio.Future[_attempts.Attempt | None]) -> None:
+
+def _give_back_unrun(claiming: asyncio.Future[_claims.Attempt | None]) -> None:
     if not claiming.cancelled() and claiming.exception() is None and (attempt := claiming.result()) is not None:
         _attempts.give_back(attempt, "its task was cancelled before it began")
 

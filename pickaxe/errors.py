@@ -159,7 +159,7 @@ class ResolveError(PickaxeError):
 
 
 class TransactionError(PickaxeError):
-    """A transactional tool ended its transaction by itself, or broke it. Pickaxe commits it, together with the result."""
+    """A transactional tool ended its transaction by itself, or broke it. Pickaxe commits it with the result."""
 
 
 class ImpureAgentError(PickaxeError):

@@ -19,8 +19,8 @@ def check_effect(spec: ToolSpec) -> None:
         return
     if spec.effect is not Effect.AT_MOST_ONCE:
         raise ConfigurationError(
-            f"{spec.what} has a `reconcile`, which only effect='at_most_once' asks: calls of effect='{spec.effect}' are "
-            f"never in doubt"
+            f"{spec.what} has a `reconcile`, which only effect='at_most_once' asks: calls of "
+            f"effect='{spec.effect}' are never in doubt"
         )
     _check_reconcile(spec)
 
@@ -29,9 +29,9 @@ def check_retries(spec: ToolSpec, retry: Retry) -> None:
     """Refuses to repeat an `at_most_once` tool after just any exception: the effect may have happened before it."""
     if retry.attempts > 1 and any(issubclass(Exception, kind) for kind in retry.on):
         raise ConfigurationError(
-            f"{spec.what} is at_most_once, so a retry needs to know that nothing has happened yet: name the exceptions "
-            f"that say so, such as retries=Retry(attempts={retry.attempts}, on=(ConnectionRefusedError,)); on=() leaves "
-            f"it to RetryLater alone"
+            f"{spec.what} is at_most_once, so a retry needs to know that nothing has happened yet: name the "
+            f"exceptions that say so, such as retries=Retry(attempts={retry.attempts}, on=(ConnectionRefusedError,)); "
+            f"on=() leaves it to RetryLater alone"
         )
 
 
@@ -50,13 +50,13 @@ def _check_connection(spec: ToolSpec) -> None:
         )
     if wanted is None:
         raise ConfigurationError(
-            f"{spec.what} is transactional and asks for no connection: give it a parameter such as "
-            f"`connection: sqlalchemy.Connection = inject()` (or a psycopg.Connection, or a Session) and do its work on it"
+            f"{spec.what} is transactional and asks for no connection: give it a parameter such as `connection: "
+            f"sqlalchemy.Connection = inject()` (or a psycopg.Connection, or a Session) and do its work on it"
         )
     if "Async" in wanted[1].__name__:
         raise ConfigurationError(
-            f"{spec.what}: {wanted[0]!r} is an {wanted[1].__name__}; transactional tools are given blocking connections: "
-            f"sqlalchemy.Connection, Session or psycopg.Connection"
+            f"{spec.what}: {wanted[0]!r} is an {wanted[1].__name__}; transactional tools are given blocking "
+            f"connections: sqlalchemy.Connection, Session or psycopg.Connection"
         )
 
 
@@ -66,8 +66,10 @@ def _check_reconcile(spec: ToolSpec) -> None:
     strange = spec.reconciler.inputs - spec.signature.inputs
     if strange:
         raise ConfigurationError(
-            f"{spec.what}: its reconcile asks for {sorted(strange)[0]!r}, which the tool is not called with; it can have "
-            f"{', '.join(sorted(spec.signature.inputs)) or 'nothing'}, and what inject() gives"
+            f"{spec.what}: its reconcile asks for {sorted(strange)[0]!r}, which the tool is not called with; it can "
+            f"have {', '.join(sorted(spec.signature.inputs)) or 'nothing'}, and what inject() gives"
         )
     if spec.reconciler.connection is not None:
-        raise ConfigurationError(f"{spec.what}: its reconcile asks for a connection, which only transactional tools have")
+        raise ConfigurationError(
+            f"{spec.what}: its reconcile asks for a connection, which only transactional tools have"
+        )

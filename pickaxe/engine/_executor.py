@@ -29,6 +29,7 @@ from pickaxe.engine._cancellation import cancel_orphans
 from pickaxe.engine._dispatch import agent_message, dispatch, publish, publish_run
 from pickaxe.engine._engine import Engine
 from pickaxe.engine._plan import Plan, plan_steps
+from pickaxe.engine._quarantine import watched
 from pickaxe.engine._released import publish_released
 from pickaxe.engine._transitions import run_entry, step_entry
 from pickaxe.errors import ImpureAgentError, InputError, MismatchError, PickaxeError, ServiceUnavailableError
@@ -47,8 +48,9 @@ def execute(engine: Engine, run: uuid.UUID) -> None:
         if row is None or row.state is not RunState.READY:
             return
         try:
-            if not _advance(engine, row, engine.store.load_log(row)):
-                return
+            with watched(engine, row) as may_go:
+                if not may_go or not _advance(engine, row, engine.store.load_log(row)):
+                    return
         except ServiceUnavailableError:
             raise
         except (Exception, KeyboardInterrupt) as error:

@@ -8,7 +8,8 @@ from typing import Any
 from pickaxe import _values
 from pickaxe._specs import ToolSpec
 from pickaxe.core._records import Request
-from pickaxe.engine._attempts import GRACE, own, perform, token
+from pickaxe.engine._claims import GRACE, own, token
+from pickaxe.engine._effects import perform
 from pickaxe.engine._engine import Engine
 from pickaxe.engine._plan import Plan
 from pickaxe.store import Claim, RunRow

@@ -10,6 +10,7 @@ from pickaxe.store._events import EventStore
 from pickaxe.store._fleet import FleetStore
 from pickaxe.store._runs import Claim, Commit, Log, NewRun, RunRow, RunStore, Settled, StepDue
 from pickaxe.store._schema import SCHEMA_RANGE, check_schema, migrate, schema_version
+from pickaxe.store._transactions import ToolTransaction
 from pickaxe.store._views import RunView, StepView, Views
 
 
@@ -30,6 +31,7 @@ __all__ = [
     "StepDue",
     "StepView",
     "Store",
+    "ToolTransaction",
     "check_schema",
     "migrate",
     "schema_version",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from sqlalchemy import Row
@@ -14,6 +15,7 @@ from pickaxe._texts import storable
 from pickaxe.store._database import Database
 from pickaxe.store._fleet import BATCH
 from pickaxe.store._runs import Settled
+from pickaxe.store._transactions import ToolTransaction, tool_transaction
 from pickaxe.store._views import StepView
 
 
@@ -107,6 +109,10 @@ class AsideStore:
     def process_exited(self, family: str, pid: int, how: str) -> bool:
         """A worker's main process has seen its child end. False if that was known, or the child had signed off."""
         return bool(self.database.rows("process_exited", family=family, pid=pid, exit=storable(how)))
+
+    def tool_transaction(self, name: str) -> AbstractContextManager[ToolTransaction]:
+        """A transaction for a tool to work in; its name is what `end_transactions` knows it by."""
+        return tool_transaction(self.database, name)
 
     def end_transactions(self, names: Sequence[str]) -> int:
         """End the transactions of attempts that are over, by `LIKE` patterns of their names. Returns how many."""

@@ -149,9 +149,7 @@ class FleetStore:
         before: str | None = self.database.one("broker_seen", incarnation=incarnation).before
         return before
 
-    def set_aside(
-        self, *, reason: str, body: str, headers: str, queue: str = "", message: str | None = None
-    ) -> int:
+    def set_aside(self, *, reason: str, body: str, headers: str, queue: str = "", message: str | None = None) -> int:
         """Keep a message that could not be read; `message` is what it takes to send it again. Returns its number."""
         row = self.database.one(
             "set_aside", reason=storable(reason), body=storable(body), headers=headers, queue=storable(queue),

@@ -31,7 +31,7 @@ BEGIN
         due = clock_timestamp() + make_interval(secs => p_due_in),
         -- Whether it happened does not become known by waiting: no timeout may say that it failed.
         expires = CASE WHEN p_state = 'unknown' THEN NULL ELSE expires END,
-        error = coalesce(p_error, error), reason = p_reason, history = p_history
+        error = coalesce(p_error, error), reason = p_reason, history = coalesce(p_history, history)
         WHERE run_id = p_run AND key = p_key;
     IF s.group_key IS NOT NULL AND pickaxe.holds_place(s) THEN
         released := pickaxe.release_next(p_run, s.group_key, p_redispatch);
@@ -68,7 +68,7 @@ BEGIN
         IF taken >= places THEN outcome := 'blocked'; END IF;
     END IF;
     UPDATE pickaxe.step SET
-        state = outcome, owner = NULL, reconciling = false, dispatches = 0, reason = p_reason, history = p_history,
+        state = outcome, owner = NULL, reconciling = false, dispatches = 0, reason = p_reason, history = coalesce(p_history, history),
         due = CASE WHEN outcome = 'ready' THEN clock_timestamp() + make_interval(secs => p_wait) END,
         deaths = CASE WHEN p_owner IS NULL THEN s.attempt ELSE deaths END,
         strikes = CASE WHEN p_owner IS NULL THEN 0 ELSE strikes END,
