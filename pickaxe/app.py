@@ -166,7 +166,9 @@ class Pickaxe(BrokerApp):
         if attempt is not None:
             await _attempts.perform_async(attempt, chord=_in_chord())
 
-    def _unknown_task(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], headers: Any) -> None:
+    def _unknown_task(
+        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], headers: Any, again: str | None
+    ) -> None:
         """Nothing is dropped and no attempt is burned: the row waits, longer every time, and says why."""
         worker = running_worker(self)
         where = f"worker {worker.hostname}" if worker else "a worker"
@@ -175,18 +177,22 @@ class Pickaxe(BrokerApp):
         try:
             run = uuid.UUID(str(kwargs["run"]))
         except (KeyError, ValueError):
-            store.set_aside(reason=reason, body=repr((args, kwargs)), headers=_shown(headers))
+            store.set_aside(
+                reason=reason, body=repr((args, kwargs)), headers=_shown(headers), queue=_queue(again), message=again
+            )
             return
         if "step" in kwargs:
             store.defer_unknown_step(run, storable(str(kwargs["step"])), reason, cap)
         else:
             store.defer_run(run, reason, cap)
 
-    def _malformed_message(self, body: bytes, headers: Any, _properties: Any, reason: str) -> None:
+    def _malformed_message(self, body: bytes, headers: Any, properties: Any, reason: str, again: str | None) -> None:
         number = self.client.store.set_aside(
             reason=reason,
             body=body[:65536].decode("utf-8", "backslashreplace").replace("\0", "\\0"),
             headers=_shown(headers),
+            queue=str((properties.get("delivery_info") or {}).get("routing_key", "")),
+            message=again,
         )
         logger.error("a malformed message was set aside as dead letter %d: %s", number, reason)
 
@@ -275,6 +281,10 @@ def _broker_url(settings: Settings) -> str:
 def _result_url(settings: Settings) -> str | None:
     url = settings.redis_url
     return url.get_secret_value() if url and is_redis(url.get_secret_value()) else None
+
+
+def _queue(again: str | None) -> str:
+    return "" if again is None else str(_values.load(again)["queue"])
 
 
 def _shown(headers: Any) -> str:

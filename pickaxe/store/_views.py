@@ -114,7 +114,12 @@ class Views:
 
     def view_steps(self, run: uuid.UUID) -> list[StepView]:
         """A run's steps, in the order they were asked for."""
-        return [StepView.of(row) for row in self.database.rows("view_steps", run=run)]
+        return [StepView.of(row) for row in self.database.rows("view_steps", run=run, key=None)]
+
+    def view_step(self, run: uuid.UUID, key: str) -> StepView | None:
+        """One step, or None."""
+        row = self.database.row("view_steps", run=run, key=key)
+        return None if row is None else StepView.of(row)
 
     def recorded_input(self, run: uuid.UUID, key: str) -> str:
         """The arguments a step was recorded with, as JSON text."""
@@ -155,6 +160,10 @@ class Views:
     def list_workers(self) -> list[Worker]:
         """Worker processes that have not ended."""
         return self._all(select(Worker).where(col(Worker.ended_at).is_(None)).order_by(col(Worker.slot)))
+
+    def view_dead_letter(self, number: int) -> DeadLetter | None:
+        """One of them, or None."""
+        return next(iter(self._all(select(DeadLetter).where(DeadLetter.id == number))), None)
 
     def list_dead_letters(self, limit: int = 50) -> list[DeadLetter]:
         """Messages that could not be read, newest first."""
