@@ -179,7 +179,8 @@ def _letters(client: Client, limit: int) -> Iterator[Found]:
         advice = f"`pickaxe retry letter-{letter.id}` sends it again" if again else "it cannot be sent again"
         data = {
             "what": "letter", "id": letter.id, "queue": letter.queue, "reason": letter.reason, "body": letter.body,
-            "headers": _values.load(letter.headers), "can_be_sent_again": again, "created_at": jsonable(letter.created_at),
+            "headers": _values.load(letter.headers), "can_be_sent_again": again,
+            "created_at": jsonable(letter.created_at),
         }  # fmt: skip
         yield data, [
             f"letter-{letter.id}", safe(_task(letter)), "unreadable" if not again else "set aside",

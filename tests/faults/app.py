@@ -1,8 +1,5 @@
 """The fleet that the fault tests run: agents whose results can be computed without them, and tools that keep a
-ledger which is independent of everything Pickaxe records.
-
-Every line of the ledger is one `write` to a file opened with O_APPEND: `word key attempt pid time`, where `word` is
-`start` or `end` of a body, or tells of a fault that hit (`dropped`, `tripled`).
+ledger (see `ledger.py`) which is independent of everything Pickaxe records.
 """
 
 from __future__ import annotations
@@ -35,24 +32,8 @@ from pickaxe import (
 )
 from pickaxe.broker import Message, Publisher
 from pickaxe.store._fleet import FleetStore
-
-
-def write(word: str, key: str, attempt: int | str = 0) -> None:
-    """One line of the ledger."""
-    line = f"{word} {key} {attempt} {os.getpid()} {time.time():.6f}\n"
-    ledger = os.open(os.environ.get("PICKAXE_TEST_LEDGER", os.devnull), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(ledger, line.encode())
-    finally:
-        os.close(ledger)
-
-
-@contextlib.contextmanager
-def body(ctx: Context) -> Iterator[None]:
-    """Notes that a body starts, and that it has ended."""
-    write("start", ctx.idempotency_key, ctx.attempt)
-    yield
-    write("end", ctx.idempotency_key, ctx.attempt)
+from tests.faults import effects_app
+from tests.faults.ledger import body, failures_before, write
 
 
 @tool
@@ -117,11 +98,6 @@ def exits(code: int = 1, ctx: Context = inject()) -> None:
 async def exits_async(code: int = 1, ctx: Context = inject()) -> None:
     with body(ctx):
         raise SystemExit(code)
-
-
-def failures_before(key: str) -> int:
-    lines = Path(os.environ["PICKAXE_TEST_LEDGER"]).read_text().splitlines()
-    return sum(line.startswith(f"failed {key} ") for line in lines)
 
 
 @agent
@@ -315,13 +291,13 @@ async def sized(n: int) -> int:
 _agents: list[Any] = [
     *[kid, patient, endless, program, load, one_slow, one_slow_async, steps, ask_in_time, ask_after, hear_event],
     *[family, capped_kids, detached_kids, tells_and_waits, chapters, exiting, spinning, tool_that_exits],
-    *[fails_early, sized],
+    *[fails_early, sized, *effects_app.AGENTS],
 ]
 
 app = Pickaxe(
     "faults",
     agents=_agents,
-    tools=[add, slow, slow_async, flaky, increment, flaky_inline, limited, exits, exits_async],
+    tools=[add, slow, slow_async, flaky, increment, flaky_inline, limited, exits, exits_async, *effects_app.TOOLS],
     conf={"worker_soft_shutdown_timeout": float(os.environ.get("PICKAXE_TEST_SOFT_SHUTDOWN", "15"))},
 )
 

@@ -252,10 +252,13 @@ class Fleet:
 
     def check(self, *, within: float = 20) -> None:
         """The invariants I1, I2, I6 and I8."""
-        # I1, I8: all runs are over, and nothing is left running or ready, nor does it come back.
-        eventually(lambda: not self.leftovers(), "everything comes to rest", within)
+        self.check_at_rest(within=within)
         self._one_result_each()
         self._one_seq_each()
+
+    def check_at_rest(self, *, within: float = 20) -> None:
+        """I1, I8: all runs are over, and nothing is left running or ready, nor does it come back."""
+        eventually(lambda: not self.leftovers(), "everything comes to rest", within)
 
     def _one_result_each(self) -> None:
         """I2: no body began after its result was recorded, and the recorded attempt's body did end, once."""
