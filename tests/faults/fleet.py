@@ -222,6 +222,11 @@ class Fleet:
         with psycopg.connect(url, autocommit=True) as connection:
             return connection.execute(text, parameters).fetchall()
 
+    def execute(self, text: str, *parameters: Any) -> None:
+        url = self.database_url.replace("postgresql+psycopg", "postgresql")
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(text, parameters)
+
     def entries(self, *words: str) -> list[Entry]:
         lines = [line.split() for line in self.ledger.read_text().splitlines()]
         found = [Entry(word, key, attempt, int(pid), float(at)) for word, key, attempt, pid, at in lines]

@@ -119,6 +119,15 @@ LANGUAGE sql STABLE AS $$
     FROM dead, noted
 $$;
 
+-- How many processes in a row a step's `reconcile` was to blame for, up to now.
+CREATE FUNCTION pickaxe.deaths_in_reconcile(p_history text) RETURNS integer LANGUAGE sql IMMUTABLE AS $$
+    WITH past AS (
+        SELECT n, coalesce((entry->>'reconciling')::boolean AND (entry->>'alone')::boolean, false) AS died
+        FROM json_array_elements(coalesce(p_history, '[]')::json) WITH ORDINALITY AS e(entry, n)
+    )
+    SELECT count(*)::integer FROM past WHERE died AND n > coalesce((SELECT max(n) FROM past WHERE NOT died), 0)
+$$;
+
 -- The steps of processes that ended are issued again, or set aside: as `unknown` those that may only run once, as
 -- `quarantined` those that are charged with `p_limit` deaths in a row (0: never). A process that ended in good order
 -- charges nobody. A death shared with others counts a half, and can make a suspect of a step, but no more.
@@ -150,16 +159,20 @@ BEGIN
         strikes := s.strikes; full_charge := false;
         IF w.ended = 'died' THEN
             full_charge := pickaxe.is_to_blame(s, w, p_together);
-            strikes := CASE WHEN full_charge THEN s.strikes + 1
+            strikes := CASE
+                -- A reconcile is no reason to keep its tool's body from running.
+                WHEN s.reconciling THEN greatest(s.strikes, 1)
+                WHEN full_charge THEN s.strikes + 1
                 ELSE greatest(s.strikes, least(s.strikes + 0.5, greatest(p_limit - 1, 1))) END;
         END IF;
         reason := 'the worker process that ran attempt ' || s.attempt || ' died';
         state := 'ready';
         IF effect = 'at_most_once' THEN
             state := 'unknown';
-            IF s.reconciling AND full_charge AND p_limit > 0 AND strikes >= p_limit THEN
+            IF s.reconciling AND full_charge AND p_limit > 0
+                AND pickaxe.deaths_in_reconcile(s.history) + 1 >= p_limit THEN
                 asks := false;
-                reason := 'its reconcile killed the worker process that ran it';
+                reason := 'its reconcile kills the worker processes that run it';
             END IF;
             reason := reason || ': whether its effect happened is not known';
         ELSIF full_charge AND p_limit > 0 AND strikes >= p_limit THEN
@@ -174,6 +187,7 @@ BEGIN
             expires = CASE WHEN reclaim.state <> 'unknown' THEN t.expires END,
             history = pickaxe.appended(t.history, json_build_object(
                 'attempt', t.attempt, 'owner', reclaim.owner, 'ended', 'died', 'exit', w.exit, 'alone', full_charge,
+                'reconciling', s.reconciling,
                 'started', extract(epoch FROM t.started_at), 'died', extract(epoch FROM w.ended_at),
                 'at', extract(epoch FROM clock_timestamp())))
             WHERE t.run_id = d.run AND t.key = d.step;
