@@ -97,7 +97,7 @@ class StepView:
             s.key, s.kind, s.name, StepState(s.state), s.seq, s.attempt, s.deaths, s.strikes, s.reconciling,
             _values.load(s.options).get("effect", "idempotent"), s.worker, s.queue, s.group_key,
             s.chapter, _values.load(s.input), _optional(s.output), _optional(s.error), s.reason,
-            _optional(s.progress), _optional(s.history) or [], s.child, s.due, s.created_at, s.started_at,
+            _optional(s.progress), _history(s), s.child, s.due, s.created_at, s.started_at,
             s.finished_at,
         )  # fmt: skip
 
@@ -183,6 +183,12 @@ class Views:
                 return work(session)
 
         return self.database.patiently(attempt)
+
+
+def _history(step: Any) -> list[dict[str, Any]]:
+    exits = step.exits or {}
+    past = _optional(step.history) or []
+    return [{**entry, "exit": exits.get(entry["process"])} if "process" in entry else entry for entry in past]
 
 
 def _optional(text: str | None) -> Any:

@@ -14,6 +14,7 @@ import signal
 import time
 from typing import Any, Literal
 
+import psutil
 import psycopg
 import sqlalchemy
 from sqlalchemy.orm import Session
@@ -155,6 +156,9 @@ def transfer_orm(amount: int, session: Session = inject(), ctx: Context = inject
         return amount
 
 
+_open, _write, _close, _raise = (getattr(ctypes.CDLL(None), name) for name in ("open", "write", "close", "raise"))
+"""What native code does is not seen by the guard that keeps agents from doing I/O."""
+
 Deadly = Literal["os._exit", "exit 0", "segfault", "sigkill", "memory", "memory limit"]
 
 
@@ -168,12 +172,16 @@ def die(how: Deadly) -> None:
         case "segfault":
             ctypes.string_at(0)
         case "sigkill":
-            os.kill(os.getpid(), signal.SIGKILL)
+            _raise(signal.SIGKILL)
         case "memory":
             devour()
         case "memory limit":
-            resource.setrlimit(resource.RLIMIT_AS, (4 * 1024**3, resource.RLIM_INFINITY))
-            [bytearray(256 * 1024**2) for _ in range(64)]
+            most = psutil.Process().memory_info().vms + 128 * 1024**2
+            resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
+            try:
+                [bytearray(32 * 1024**2) for _ in range(64)]
+            finally:
+                resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
 def devour(limit: int = 192 * 1024**2) -> None:
@@ -182,7 +190,7 @@ def devour(limit: int = 192 * 1024**2) -> None:
     while True:
         hoard.append(b"x" * (16 * 1024**2))
         if sum(map(len, hoard)) > limit:
-            os.kill(os.getpid(), signal.SIGKILL)
+            _raise(signal.SIGKILL)
 
 
 @tool
@@ -293,12 +301,11 @@ async def deadly(how: Deadly) -> str:
 
 
 def write_of_agent(word: str) -> None:
-    """Past the guard that keeps agents from doing I/O, which does not look at what libc does."""
-    libc = ctypes.CDLL(None)
-    ledger = libc.open(os.environ["PICKAXE_TEST_LEDGER"].encode(), os.O_WRONLY | os.O_APPEND)
+    """One line of the ledger, past the guard that keeps agents from doing I/O."""
+    ledger = _open(os.environ["PICKAXE_TEST_LEDGER"].encode(), os.O_WRONLY | os.O_APPEND)
     line = f"{word} agent 0 {os.getpid()} {time.time():.6f}\n".encode()
-    libc.write(ledger, line, len(line))
-    libc.close(ledger)
+    _write(ledger, line, len(line))
+    _close(ledger)
 
 
 AGENTS: list[Any] = [

@@ -9,6 +9,12 @@ CREATE FUNCTION pickaxe.appended(p_history text, p_entry json) RETURNS text LANG
     SELECT CASE WHEN coalesce(p_history, '[]') = '[]' THEN '[' ELSE left(p_history, -1) || ',' END || p_entry || ']'
 $$;
 
+-- How the processes in a history ended, by their ids, as far as their parents have reported it: that may come later.
+CREATE FUNCTION pickaxe.exits(p_history text) RETURNS json LANGUAGE sql STABLE AS $$
+    SELECT json_object_agg(w.id, w.exit) FROM pickaxe.worker w
+    WHERE w.exit IS NOT NULL AND w.id IN (SELECT past->>'process' FROM json_array_elements(p_history::json) past)
+$$;
+
 -- A running attempt ends without an outcome, and its step is set aside: `unknown` or `quarantined`. `p_spared` attempts
 -- cost none of its tries. `p_due_in`: when a `reconcile` is due (null: a person decides). With `p_overdue`, only if the
 -- attempt's time is (still) up. Its gather, if it has a cap, gives its place to another.
@@ -186,7 +192,7 @@ BEGIN
                 THEN clock_timestamp() + make_interval(secs => least(60, t.deaths * t.deaths)) END,
             expires = CASE WHEN reclaim.state <> 'unknown' THEN t.expires END,
             history = pickaxe.appended(t.history, json_build_object(
-                'attempt', t.attempt, 'owner', reclaim.owner, 'ended', 'died', 'exit', w.exit, 'alone', full_charge,
+                'attempt', t.attempt, 'owner', reclaim.owner, 'process', s.owner, 'ended', 'died', 'exit', w.exit, 'alone', full_charge,
                 'reconciling', s.reconciling,
                 'started', extract(epoch FROM t.started_at), 'died', extract(epoch FROM w.ended_at),
                 'at', extract(epoch FROM clock_timestamp())))
