@@ -41,7 +41,8 @@ def _in_transaction(attempt: Attempt, *, chord: bool) -> Settled | None:
         if _is_the_connections(transaction, error):
             _once_more(attempt, error, committed=transaction is not None and transaction.ending)
             return None
-        return _attempts.failed_or_leaving(attempt, error, chord=chord)
+        violation = transaction.violation if transaction is not None and isinstance(error, Exception) else None
+        return _attempts.failed_or_leaving(attempt, violation or error, chord=chord)
     return _attempts.announce(attempt, StepState.SUCCEEDED, settled, chord=chord)
 
 

@@ -29,14 +29,17 @@ _CONFLICTS = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailu
 
 
 class ToolTransaction:
-    """One attempt's transaction. `settling`: the tool is done with it; `ending`: the commit is on its way."""
+    """One attempt's transaction. `settling`: the tool is done with it; `ending`: the commit is on its way.
+
+    `violation`: the tool has tried to end it, whatever it raised or returned after that.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         driver: Any = connection.connection.driver_connection
         self._driver: psycopg.Connection[Any] = driver
         self._session: Session | None = None
-        self._violation: TransactionError | None = None
+        self.violation: TransactionError | None = None
         self._given: Any = None
         self._over = False
         self.settling = False
@@ -111,8 +114,8 @@ class ToolTransaction:
         driver.commit()
 
     def _close_body(self) -> None:
-        if self._violation is not None:
-            raise self._violation
+        if self.violation is not None:
+            raise self.violation
         if self._session is not None:
             self._session.flush()
         try:
@@ -133,11 +136,11 @@ class ToolTransaction:
             self._refuse()
 
     def _refuse(self, *_args: Any, **_options: Any) -> NoReturn:
-        self._violation = TransactionError(
+        self.violation = TransactionError(
             "a transactional tool must not commit, roll back or close its connection: Pickaxe commits it together "
             "with the result, or rolls it back when the tool raises"
         )
-        raise self._violation
+        raise self.violation
 
 
 @contextlib.contextmanager
