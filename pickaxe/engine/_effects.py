@@ -34,28 +34,36 @@ def transaction_name(owner: str, token: str) -> str:
 
 def _in_transaction(attempt: Attempt, *, chord: bool) -> Settled | None:
     transaction: ToolTransaction | None = None
+    output: str | None = None
     try:
         with attempt.engine.store.tool_transaction(transaction_name(attempt.owner, attempt.token)) as transaction:
-            settled = _work(attempt, transaction)
-    except BaseException as error:  # noqa: BLE001 - whatever a tool raises is its outcome, and is recorded
-        if _is_the_connections(transaction, error):
+            output = _body(attempt, transaction)
+            settled = _record(attempt, transaction, output)
+    except BaseException as error:
+        if _is_the_connections(transaction, error, recording=output is not None):
             _once_more(attempt, error, committed=transaction is not None and transaction.ending)
             return None
         violation = transaction.violation if transaction is not None and isinstance(error, Exception) else None
+        if output is not None and violation is None and not ToolTransaction.is_the_tools(error):
+            raise  # nothing was recorded, and the next beats find that this process owns a call that it does not run
         return _attempts.failed_or_leaving(attempt, violation or error, chord=chord)
     return _attempts.announce(attempt, StepState.SUCCEEDED, settled, chord=chord)
 
 
-def _work(attempt: Attempt, transaction: ToolTransaction) -> Settled:
-    engine, claim, wanted = attempt.engine, attempt.claim, attempt.spec.signature.connection
+def _body(attempt: Attempt, transaction: ToolTransaction) -> str:
+    wanted = attempt.spec.signature.connection
     assert wanted is not None
     attempt.given = {wanted[0]: transaction.give(wanted[1])}
     value = _attempts.run_sync(attempt)
-    output = attempt.spec.signature.encode_output(value, cap=engine.settings.max_payload)
+    return attempt.spec.signature.encode_output(value, cap=attempt.engine.settings.max_payload)
+
+
+def _record(attempt: Attempt, transaction: ToolTransaction, output: str) -> Settled:
+    claim = attempt.claim
     failpoint("settle.before")
     settled = transaction.settle(
         claim.run, claim.key, attempt=claim.attempt, owner=attempt.owner, output=output,
-        redispatch=engine.store.redispatch,
+        redispatch=attempt.engine.store.redispatch,
     )  # fmt: skip
     failpoint("settle.after")
     if settled.accepted:
@@ -65,11 +73,11 @@ def _work(attempt: Attempt, transaction: ToolTransaction) -> Settled:
     return settled
 
 
-def _is_the_connections(transaction: ToolTransaction | None, error: BaseException) -> bool:
-    """Whether the attempt ended for want of a connection, not by the tool's doing."""
+def _is_the_connections(transaction: ToolTransaction | None, error: BaseException, *, recording: bool) -> bool:
+    """Whether the attempt ended for want of a connection, or of the database's patience; not by the tool's doing."""
     if transaction is None:
         return isinstance(error, ServiceUnavailableError)
-    return transaction.lost or (transaction.settling and transaction.is_conflict(error))
+    return transaction.lost or (recording and transaction.is_conflict(error))
 
 
 def _once_more(attempt: Attempt, error: BaseException, *, committed: bool) -> None:

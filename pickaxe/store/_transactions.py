@@ -12,6 +12,7 @@ from psycopg import sql
 from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row, tuple_row
 from sqlalchemy import Connection, event
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from pickaxe._states import StepState
@@ -29,7 +30,7 @@ _CONFLICTS = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailu
 
 
 class ToolTransaction:
-    """One attempt's transaction. `settling`: the tool is done with it; `ending`: the commit is on its way.
+    """One attempt's transaction. `ending`: the commit is on its way.
 
     `violation`: the tool has tried to end it, whatever it raised or returned after that.
     """
@@ -42,7 +43,6 @@ class ToolTransaction:
         self.violation: TransactionError | None = None
         self._given: Any = None
         self._over = False
-        self.settling = False
         self.ending = False
         for moment in ("commit", "rollback"):
             event.listen(connection, moment, self._refuse_event)
@@ -67,7 +67,6 @@ class ToolTransaction:
     def settle(self, run: uuid.UUID, key: str, *, attempt: int, owner: str, output: str, redispatch: float) -> Settled:
         """Record the result, in this transaction. Raises `TransactionError` if the tool ended or broke that."""
         self._close_body()
-        self.settling = True
         text, values = render("settle", {
             "run": run, "key": key, "origin": [str(StepState.RUNNING)], "attempt": attempt, "owner": owner,
             "state": str(StepState.SUCCEEDED), "output": output, "error": None, "redispatch": redispatch,
@@ -88,6 +87,11 @@ class ToolTransaction:
     def is_conflict(error: BaseException) -> bool:
         """Whether this is Postgres asking for the whole transaction to be tried again."""
         return isinstance(error, _CONFLICTS)
+
+    @staticmethod
+    def is_the_tools(error: BaseException) -> bool:
+        """Whether this, raised while the result was recorded, is still the tool's: a constraint checked at the end."""
+        return isinstance(error, (psycopg.Error, SQLAlchemyError, TransactionError))
 
     def close(self) -> None:
         """Roll back what was not committed, and leave the connection as it was found."""

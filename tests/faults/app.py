@@ -5,13 +5,11 @@ ledger (see `ledger.py`) which is independent of everything Pickaxe records.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import random
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Connection
@@ -137,10 +135,11 @@ async def program(n: int) -> dict[str, Any]:
     except TimeoutError:
         timed_out = True
     both = await asyncio.gather(add(n, 2), slow(n, 0.05))
+    effects = [await effects_app.hesitant(n), await effects_app.noted(n)]
     answer = await wait_for_signal("answer", int)
     return {
         "one": one, "inline": inline, "squares": squares, "capped": capped, "tries": tries, "throttled": sum(throttled),
-        "kids": kids, "winner": winner, "timed_out": timed_out, "both": both, "answer": answer,
+        "kids": kids, "winner": winner, "timed_out": timed_out, "both": both, "effects": effects, "answer": answer,
     }  # fmt: skip
 
 
@@ -149,7 +148,7 @@ def expected(n: int, answer: int) -> dict[str, Any]:
     return {
         "one": n + 1, "inline": [n + 1, 2], "squares": [0, 1, 4, 9], "capped": [0, 1, 4, 9, 16], "tries": 2,
         "throttled": sum(range(n, n + 30)), "kids": [(n + 1) * 2, (n + 2) * 2], "winner": n + 100, "timed_out": True,
-        "both": [n + 2, n * n], "answer": answer,
+        "both": [n + 2, n * n], "effects": [n, n], "answer": answer,
     }  # fmt: skip
 
 

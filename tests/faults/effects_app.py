@@ -159,6 +159,27 @@ def transfer_orm(amount: int, session: Session = inject(), ctx: Context = inject
 _open, _write, _close, _raise = (getattr(ctypes.CDLL(None), name) for name in ("open", "write", "close", "raise"))
 """What native code does is not seen by the guard that keeps agents from doing I/O."""
 
+
+def nothing_happened() -> int:
+    raise DidNotHappen("it never gets that far")
+
+
+@tool(effect="at_most_once", timeout=0.2, reconcile=nothing_happened, retries=Retry(attempts=99, on=()))
+async def hesitant(n: int, ctx: Context = inject()) -> int:
+    """Runs out of time at first, before its effect."""
+    with body(ctx):
+        if count("start", ctx.idempotency_key) == 1:
+            await asyncio.sleep(60)
+        return n
+
+
+@tool(effect="transactional")
+def noted(n: int, connection: psycopg.Connection = inject(), ctx: Context = inject()) -> int:
+    with body(ctx):
+        connection.execute("CREATE TEMP TABLE noted (n integer) ON COMMIT DROP")
+        return n
+
+
 Deadly = Literal["os._exit", "exit 0", "segfault", "sigkill", "memory", "memory limit"]
 
 
@@ -313,5 +334,5 @@ AGENTS: list[Any] = [
 ]
 TOOLS: list[Any] = [
     *[pay, pay_checked, pay_async, pay_inline, pay_in_time, pay_raising, transfer, transfer_inline, transfer_orm],
-    *[poison, poison_async, neighbour, settled],
+    *[poison, poison_async, neighbour, settled, hesitant, noted],
 ]

@@ -1,7 +1,7 @@
 """A ledger that is independent of everything Pickaxe records.
 
-Every line is one `write` to a file opened with O_APPEND: `word key attempt pid time`, where `word` is `start` or `end` of
-a body, `effect` where it has had its effect, or tells of a fault that hit (`dropped`, `tripled`).
+Every line is one `write` to a file opened with O_APPEND: `word key attempt pid time`, where `word` is `start` or `end`
+of a body, `effect` where it has had its effect, or tells of a fault that hit (`dropped`, `tripled`).
 """
 
 from __future__ import annotations

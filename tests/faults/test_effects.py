@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -203,14 +206,9 @@ def test_an_at_most_once_call_that_a_cold_shutdown_cuts_short_is_reconciled(
     assert fleet.results([run]) == [1001]
     eventually(old.has_died, "the old worker ends")
     fleet.check_at_rest()
-    evidence(
-        f"pid {old.pid} was told to stop after the effect; {[p['ended'] for p in step_of(run, pay_name(which)).history]}"
-    )
+    ends = [past["ended"] for past in step_of(run, f"pay_{which}").history]
+    evidence(f"pid {old.pid} was told to stop after the effect: {ends}")
     assert set(effects(fleet).values()) == {1}
-
-
-def pay_name(which: str) -> str:
-    return f"pay_{which}"
 
 
 @pytest.mark.timeout(60)
@@ -230,6 +228,38 @@ def test_a_call_that_is_set_aside_gives_its_place_in_a_gather_to_the_others(
     assert fleet.results([run]) == [[1, 2, 3]]
     fleet.check_at_rest()
     assert set(effects(fleet).values()) == {1}
+
+
+GIVE = """
+import sys
+from pickaxe.client import Client
+from pickaxe import Settings
+run = Client(Settings()).run(sys.argv[1])
+run.resolve(sys.argv[2], result=50, by="a process that dies")
+"""
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("place", "holds"), [("resolve.before", False), ("resolve.after", True), ("publish.before", True)]
+)
+def test_a_verdict_given_by_a_process_that_dies_holds_or_can_be_given_again(
+    fleet: Fleet, services: Any, evidence: Callable[..., None], place: str, holds: bool
+) -> None:
+    run = fleet.enqueue(pays, "plain", 50)
+    victim = victim_of(fleet, "effect.after")
+    eventually(victim.has_died, "the victim dies after its effect")
+    fleet.start("heir")
+    step = aside(run, "pay")
+    environment = {**os.environ, **services.environment, "PICKAXE_FAILPOINTS": f"{place}=kill"}
+    given = subprocess.run([sys.executable, "-c", GIVE, run.id, step.key], env=environment, timeout=30)
+    assert given.returncode == -signal.SIGKILL
+    if not holds:
+        assert aside(run, "pay").state == "unknown"
+        run.resolve(step.key, result=50, by="another")
+    assert fleet.results([run]) == [50]
+    evidence(f"the person's process died at {place}; {step_of(run, 'pay').history[-1]['by']} decided")
+    fleet.check_at_rest()
 
 
 # Transactional tools: what they do is rows of Pickaxe's own database.

@@ -60,14 +60,14 @@ class Case:
         found = [(key, self.step(key)) for key in keys]
         return [self.store.claim(self.run, key, s.attempt + 1, worker, grace=2) is not None for key, s in found]
 
-    def dies(self, *workers: str, exit: str | None = None, limit: int = 2) -> dict[str, tuple[str, float]]:
+    def dies(self, *workers: str, how: str | None = None, limit: int = 2) -> dict[str, tuple[str, float]]:
         """They are found dead together; the states and strikes of the steps they ran."""
         for worker in workers:
             self.query(
                 "UPDATE pickaxe.worker w SET ended_at = clock_timestamp(), ended = 'died', exit = %s, "
                 "held = (SELECT count(*) FROM pickaxe.step s WHERE s.owner = w.id), suspects = "
                 "(SELECT count(*) FROM pickaxe.step s WHERE s.owner = w.id AND strikes >= 1) WHERE id = %s RETURNING 1",
-                exit, worker,
+                how, worker,
             )  # fmt: skip
         return {row.key: (row.state, row.strikes) for row in self.store.reclaim_steps(limit=limit, together=1.5)}
 
@@ -98,7 +98,7 @@ def test_a_step_that_was_alone_in_two_processes_that_died_is_quarantined(store: 
     case.claim(case.worker("one"), "a")
     assert case.dies("one") == {"a": ("ready", 1.0)}
     case.claim(case.worker("two"), "a")
-    assert case.dies("two", exit="SIGKILL") == {"a": ("quarantined", 2.0)}
+    assert case.dies("two", how="SIGKILL") == {"a": ("quarantined", 2.0)}
     step = case.step("a")
     assert [past["exit"] for past in step.history] == [None, "SIGKILL"]
     assert step.due is None
@@ -197,7 +197,7 @@ def test_a_child_process_that_dies_by_itself_is_told_from_its_siblings(store: St
         case.claim(first, "bad")
         if number == 0:
             case.claim(second, "b")
-        found = case.dies(first, exit="SIGSEGV")
+        found = case.dies(first, how="SIGSEGV")
         assert found["bad"] == (["ready", "quarantined"][number], number + 1.0)
     assert case.states()["b"] == "running"
 
@@ -207,9 +207,9 @@ def test_a_step_that_kills_two_processes_of_a_worker_within_a_moment_is_not_take
 ) -> None:
     case = Case(store, "bad")
     case.claim(case.worker("0", family="worker"), "bad")
-    assert case.dies("0", exit="SIGKILL") == {"bad": ("ready", 1.0)}
+    assert case.dies("0", how="SIGKILL") == {"bad": ("ready", 1.0)}
     case.claim(case.worker("1", family="worker"), "bad")
-    assert case.dies("1", exit="SIGKILL") == {"bad": ("quarantined", 2.0)}
+    assert case.dies("1", how="SIGKILL") == {"bad": ("quarantined", 2.0)}
 
 
 def test_a_parent_tells_of_its_childs_end_once_and_not_if_the_child_has_signed_off(store: Store) -> None:
@@ -390,7 +390,7 @@ def test_a_reduction_in_which_two_processes_died_is_paused_with_the_evidence(sto
     store.wake(case.run)
     for name in ("one", "two"):
         assert suspect(case, case.worker(name)).verdict == "go"
-        case.dies(name, exit="SIGKILL")
+        case.dies(name, how="SIGKILL")
     found = suspect(case, case.worker("three"))
     assert found.verdict == "paused"
     assert [death["exit"] for death in found.deaths] == ["SIGKILL", "SIGKILL"]
@@ -446,7 +446,7 @@ def test_what_is_old_is_deleted_and_what_still_matters_is_kept(store: Store) -> 
     case.claim(case.worker("holds"), "a")
     for name in ("old", "new", "alive"):
         case.worker(name)
-    age = "UPDATE pickaxe.worker SET ended_at = clock_timestamp() - interval '{}', ended = 'died' WHERE id = %s RETURNING 1"
+    age = "UPDATE pickaxe.worker SET ended_at = now() - interval '{}', ended = 'died' WHERE id = %s RETURNING 1"
     for name, interval in (("holds", "2 days"), ("old", "2 days"), ("new", "1 hour")):
         case.query(age.format(interval), name)
     assert store.purge("workers", 86400) == 1

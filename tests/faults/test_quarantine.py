@@ -129,7 +129,7 @@ def test_among_many_calls_in_one_process_only_the_deadly_one_is_quarantined(
         assert fleet.results(others) == [15, 15, 15]
         eventually(lambda: [s.state for s in run.steps()].count("succeeded") == 12, "its neighbours have ended")
     shared = [past["alone"] for past in step.history]
-    assert fleet.query("SELECT count(*) FROM pickaxe.step WHERE name = 'neighbour' AND state <> 'succeeded'") == [(0,)]
+    assert not fleet.query("SELECT 1 FROM pickaxe.step WHERE name = 'neighbour' AND state <> 'succeeded'")
     evidence(
         f"{len(generations) - 1} processes died; it was to blame for {shared}; the {12 + 18} others have ended, of whom "
         f"{fleet.query('SELECT count(*) FROM pickaxe.step WHERE deaths > 0')[0][0] - 1} had shared a death with it"
@@ -178,6 +178,30 @@ def test_a_run_whose_reduction_kills_its_workers_is_paused_and_goes_on_once_its_
     noted = run.view().error["deaths"]  # type: ignore[index]
     assert [int(death["owner"].split()[1]) for death in noted] == dead[-2:]
     evidence(f"{len(dead)} reductions killed pids {dead}, {len(generations) - 1} workers were started again")
+    assert len(dead) <= 4
+    generations[-1].kill()
+    fleet.start("mended", environment={"PICKAXE_TEST_MENDED": "1"})
+    assert run.retry()
+    assert fleet.results([run]) == ["survived 1"]
+    fleet.check_at_rest()
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("place", ["suspect.before", "suspect.after"])
+def test_a_worker_that_dies_while_it_looks_into_a_reduction_leaves_that_to_the_next(
+    fleet: Fleet, evidence: Callable[..., None], place: str
+) -> None:
+    run = fleet.enqueue(deadly, "sigkill")
+    fleet.start("first", pool="solo")
+    eventually(lambda: run.status == "waiting", "it waits")
+    run.signal("go", True)
+    eventually(fleet.workers[0].has_died, "the first dies of the reduction")
+    victim = fleet.start("victim", environment={"PICKAXE_FAILPOINTS": f"{place}=kill"})
+    eventually(victim.has_died, f"the victim dies at {place}")
+    with supervised(fleet) as generations:
+        eventually(lambda: run.status == "paused", "it is paused", within=60)
+    dead = fleet.entries("dies")
+    evidence(f"pid {victim.pid} died at {place}; the reduction itself killed {len(dead)} more, and is paused")
     assert len(dead) <= 4
     generations[-1].kill()
     fleet.start("mended", environment={"PICKAXE_TEST_MENDED": "1"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from dataclasses import replace
 
@@ -20,114 +21,84 @@ from tests.proxy import proxied
 INSERT = "INSERT INTO public.effect VALUES (1)"
 
 
-def with_psycopg(how: str, connection: psycopg.Connection) -> None:
-    connection.execute(INSERT)
-    match how:
-        case "commit":
-            connection.commit()
-        case "rollback":
-            connection.rollback()
-        case "close":
-            connection.close()
-        case "with":
-            with connection:
-                pass
-        case "commit by SQL":
-            connection.execute("COMMIT")
-        case "rollback by SQL":
-            connection.execute("ROLLBACK")
-        case "commit and begin by SQL":
-            connection.execute("COMMIT")
-            connection.execute("BEGIN")
-        case "swallow":
-            try:
-                connection.commit()
-            except Exception:
-                return
-        case "broken":
-            try:
-                connection.execute("SELECT 1/0")
-            except psycopg.Error:
-                return
-        case "savepoint":
-            try:
-                with connection.transaction():
-                    connection.execute("SELECT 1/0")
-            except psycopg.Error:
-                return
-        case "raise":
-            raise ValueError("on purpose")
-        case "state":
-            connection.row_factory = dict_row
-            connection.execute("SET search_path = nowhere")
-            connection.execute("SET application_name = 'mine'")
-            connection.execute("SELECT pg_advisory_lock(4711)")
-            connection.execute("CREATE TEMP TABLE mine (n integer)")
-        case "deferred":
-            connection.execute("INSERT INTO public.child VALUES (99)")
+def in_a_with(connection):
+    with connection:
+        pass
 
 
-def with_sqlalchemy(how: str, connection: sqlalchemy.Connection) -> None:
-    connection.exec_driver_sql(INSERT)
-    match how:
-        case "commit":
-            connection.commit()
-        case "rollback":
-            connection.rollback()
-        case "close":
-            connection.close()
-        case "with":
-            with connection:
-                pass
-        case "commit by SQL":
-            connection.exec_driver_sql("COMMIT")
-        case "swallow":
-            try:
-                connection.commit()
-            except Exception:
-                connection.exec_driver_sql("SELECT 1")
-        case "transaction":
-            connection.get_transaction().commit()  # type: ignore[union-attr]
-        case "savepoint":
-            with connection.begin_nested() as nested:
-                nested.rollback()
-        case "raise":
-            raise ValueError("on purpose")
+def swallowed(call):
+    with contextlib.suppress(Exception):
+        call()
 
 
-def with_session(how: str, session: Session) -> None:
-    session.execute(sqlalchemy.text(INSERT))
-    match how:
-        case "commit":
-            session.commit()
-        case "rollback":
-            session.rollback()
-        case "with":
-            with session:
-                pass
-        case "savepoint":
-            with session.begin_nested() as nested:
-                nested.rollback()
-        case "raise":
-            raise ValueError("on purpose")
+def in_savepoint(connection: psycopg.Connection) -> None:
+    with contextlib.suppress(psycopg.Error), connection.transaction():
+        connection.execute("SELECT 1/0")
+
+
+def nested(connection: sqlalchemy.Connection | Session) -> None:
+    with connection.begin_nested() as savepoint:
+        savepoint.rollback()
+
+
+def fail(_connection: object) -> None:
+    raise ValueError("on purpose")
+
+
+def leave_state(connection: psycopg.Connection) -> None:
+    connection.row_factory = dict_row  # type: ignore[assignment]
+    connection.execute("SET search_path = nowhere")
+    connection.execute("SET application_name = 'mine'")
+    connection.execute("SELECT pg_advisory_lock(4711)")
+    connection.execute("CREATE TEMP TABLE mine (n integer)")
+
+
+ANY = {
+    "commit": lambda c: c.commit(),
+    "rollback": lambda c: c.rollback(),
+    "close": lambda c: c.close(),
+    "with": in_a_with,
+    "raise": fail,
+    "nothing else": lambda c: None,
+}
+PSYCOPG = ANY | {
+    "commit by SQL": lambda c: c.execute("COMMIT"),
+    "rollback by SQL": lambda c: c.execute("ROLLBACK"),
+    "commit and begin by SQL": lambda c: (c.execute("COMMIT"), c.execute("BEGIN")),
+    "swallow": lambda c: swallowed(c.commit),
+    "broken": lambda c: swallowed(lambda: c.execute("SELECT 1/0")),
+    "savepoint": in_savepoint,
+    "state": leave_state,
+    "deferred": lambda c: c.execute("INSERT INTO public.child VALUES (99)"),
+}
+SQLALCHEMY = ANY | {
+    "commit by SQL": lambda c: c.exec_driver_sql("COMMIT"),
+    "swallow": lambda c: (swallowed(c.commit), c.exec_driver_sql("SELECT 1")),
+    "transaction": lambda c: c.get_transaction().commit(),
+    "savepoint": nested,
+}
+SESSION = ANY | {"savepoint": nested}
 
 
 @tool(effect="transactional", name="psycopg")
 def by_psycopg(how: str, connection: psycopg.Connection[tuple[object, ...]] = inject()) -> str:
-    with_psycopg(how, connection)
+    connection.execute(INSERT)
+    PSYCOPG[how](connection)
     return "done"
 
 
 @tool(effect="transactional", name="sqlalchemy")
 def by_sqlalchemy(how: str, connection: sqlalchemy.Connection = inject()) -> str:
-    with_sqlalchemy(how, connection)
+    connection.exec_driver_sql(INSERT)
+    SQLALCHEMY[how](connection)
     return "done"
 
 
 @tool(effect="transactional", name="session")
 def by_session(how: str, session: sqlmodel.Session = inject()) -> str:
     assert isinstance(session, sqlmodel.Session)
-    with_session(how, session)
+    session.execute(sqlalchemy.text(INSERT))
+    SESSION[how](session)
     return "done"
 
 
