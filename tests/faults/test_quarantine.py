@@ -129,9 +129,10 @@ def test_among_many_calls_in_one_process_only_the_deadly_one_is_quarantined(
         assert fleet.results(others) == [15, 15, 15]
         eventually(lambda: [s.state for s in run.steps()].count("succeeded") == 12, "its neighbours have ended")
     shared = [past["alone"] for past in step.history]
-    assert not fleet.query("SELECT 1 FROM pickaxe.step WHERE name = 'neighbour' AND state <> 'succeeded'")
+    left = "SELECT key FROM pickaxe.step WHERE name = 'neighbour' AND state <> 'succeeded'"
+    assert not fleet.query(left)
     evidence(
-        f"{len(generations) - 1} processes died; it was to blame for {shared}; the {12 + 18} others have ended, of whom "
+        f"{len(generations) - 1} processes died; it was to blame for {shared}; the 30 others have ended, of whom "
         f"{fleet.query('SELECT count(*) FROM pickaxe.step WHERE deaths > 0')[0][0] - 1} had shared a death with it"
     )
     assert len(fleet.entries("dies")) <= 4
