@@ -17,6 +17,7 @@ from pickaxe import Pickaxe, Retry, agent, inject, tool
 from pickaxe.engine import _claims, _effects, _executor
 from pickaxe.errors import RunFailedError
 from tests.proxy import proxied
+from tests.unit.test_docs_examples import load
 
 INSERT = "INSERT INTO public.effect VALUES (1)"
 
@@ -295,6 +296,29 @@ def test_a_connection_that_is_gone_before_the_commit_costs_no_try_and_leaves_not
     _, second = attempt(app, "psycopg", "nothing else", 2, run)
     _effects.perform(second)
     assert effects(services) == 1
+
+
+def test_the_tool_in_the_documentation_books_a_seat_once(services):
+    execute(services.database_url, "CREATE TABLE public.booking (seat text PRIMARY KEY, guest text)")
+    book = load("effects.md").book
+
+    @agent
+    async def travels(guest: str) -> bool:
+        return await book("12A", guest)
+
+    app = Pickaxe("docs", agents=[travels], tools=[book], settings=services.settings())
+    try:
+        for guest, got_it in (("Ada", True), ("Bob", False)):
+            run = travels.enqueue(guest)
+            advance(app, run)
+            app.engine.store.register_worker(app.engine.owner, name="here", pid=1, handles=[])
+            message = {"run": run.id, "step": "book#1", "attempt": 1}
+            _effects.perform(_claims.claim(app.engine, book.spec, message))
+            advance(app, run)
+            assert run.result(timeout=5) is got_it
+    finally:
+        app.client.close()
+    assert execute(services.database_url, "SELECT seat, guest FROM public.booking") == [("12A", "Ada")]
 
 
 def test_a_transactional_tool_called_by_hand_takes_the_callers_connection(services):
