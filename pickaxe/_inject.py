@@ -25,9 +25,10 @@ class Injected:
 def inject(factory: Callable[[], Any] | None = None) -> Any:
     """Marks a tool's parameter as filled in by Pickaxe, not by the caller.
 
-    `ctx: Context = inject()` is the call's context. `client: Client = inject(make_client)` is what
-    `make_client()` returns, made once per process; if that is a generator function, what it yields, and
-    what comes after the `yield` runs when the process ends.
+    `ctx: Context = inject()` is the call's context. `connection: Connection = inject()` is the connection of a
+    transactional tool: one of SQLAlchemy's `Connection` and `Session` or psycopg's `Connection`, as annotated.
+    `client: Client = inject(make_client)` is what `make_client()` returns, made once per process; if that is a
+    generator function, what it yields, and what comes after the `yield` runs when the process ends.
     """
     return Injected(factory)
 

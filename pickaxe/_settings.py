@@ -36,3 +36,11 @@ class Settings(BaseSettings):
     inline_for: float = Field(0.1, ge=0, description="how long one task may go on with the calls that follow")
     sticky: int = Field(256, ge=0, description="suspended agents a process keeps for their next arrival")
     pool_size: int = Field(10, ge=1, description="database connections a process keeps")
+    quarantine_after: int = Field(
+        2, ge=0, description="a step that killed so many workers in a row is set aside; 0: never"
+    )
+    keep_workers: float = Field(
+        30 * 86400.0, ge=0, description="how long ended worker processes stay known; 0: for ever"
+    )
+    keep_events: float = Field(30 * 86400.0, ge=0, description="how far back a wait for an event can look; 0: for ever")
+    keep_dead_letters: float = Field(90 * 86400.0, ge=0, description="how long unreadable messages stay; 0: for ever")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
-from typing import Any, NotRequired, get_type_hints
+from types import SimpleNamespace
+from typing import Any, NotRequired, get_origin, get_type_hints
 
 import pydantic
 from pydantic import ConfigDict, TypeAdapter
@@ -16,6 +17,13 @@ from pickaxe._inject import Context, Injected, resources
 from pickaxe.errors import ConfigurationError, InputError, OutputError
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+_CONNECTIONS = frozenset({
+    *("psycopg.Connection", "sqlalchemy.engine.base.Connection", "sqlalchemy.orm.session.Session"),
+    *("psycopg.AsyncConnection", "sqlalchemy.ext.asyncio.engine.AsyncConnection"),
+    "sqlalchemy.ext.asyncio.session.AsyncSession",
+})  # fmt: skip
+"""By name, so that a project without a transactional tool imports none of them for it."""
 
 
 class Signature:
@@ -50,6 +58,32 @@ class Signature:
                 f"{self.what}: the annotation {error.name!r} cannot be found. Types of inputs and outputs must be "
                 f"importable at run time, so do not hide them behind `if TYPE_CHECKING`."
             ) from error
+
+    @cached_property
+    def connection(self) -> tuple[str, type] | None:
+        """The parameter that is to be the call's own database connection, and its type. None: there is none."""
+        for name, marker in self.injected.items():
+            annotation = self._annotation(name)
+            if marker.factory is None and _is_connection(annotation := get_origin(annotation) or annotation):
+                return name, annotation
+        return None
+
+    def _annotation(self, name: str) -> Any:
+        """One parameter's own, as the others' need not be known yet."""
+        plain = {name: self._signature.parameters[name].annotation}
+        scope = getattr(inspect.unwrap(self.function), "__globals__", {})
+        try:
+            return get_type_hints(SimpleNamespace(__annotations__=plain), globalns=scope).get(name)
+        except NameError as error:
+            raise ConfigurationError(
+                f"{self.what}: the annotation {error.name!r} of the injected parameter {name!r} cannot be found. "
+                f"Import it before the tool is defined, and not behind `if TYPE_CHECKING`."
+            ) from error
+
+    @property
+    def inputs(self) -> frozenset[str]:
+        """The names of what the caller gives."""
+        return frozenset(self._inputs)
 
     @cached_property
     def input(self) -> TypeAdapter[Any]:
@@ -119,12 +153,31 @@ class Signature:
         """The typed result. Raises `OutputError`."""
         return _values.decode(self.output, text, what=f"the recorded result of {self.what}", error=OutputError)
 
-    def inject(self, context: Context) -> dict[str, Any]:
-        """The values of the injected parameters."""
+    def given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Collection[str]:
+        """The names of the parameters that a call gives a value to. Raises `TypeError`, as the call itself would."""
+        return self._signature.bind_partial(*args, **kwargs).arguments.keys()
+
+    def inject(self, context: Context, given: Collection[str] = ()) -> dict[str, Any]:
+        """The values of the injected parameters, except those already `given`."""
         return {
-            name: context if marker.factory is None else resources.get(marker.factory)
-            for name, marker in self.injected.items()
+            name: self._injected(name, marker, context) for name, marker in self.injected.items() if name not in given
         }
+
+    def _injected(self, name: str, marker: Injected, context: Context) -> Any:
+        if marker.factory is not None:
+            return resources.get(marker.factory)
+        if self.connection is not None and self.connection[0] == name:
+            raise ConfigurationError(
+                f"{self.what} works on a connection, which only a worker gives it: pass {name}= yourself, or in "
+                f"a simulation replace the tool with tools={{...}}"
+            )
+        return context
 
     def _summary(self) -> str:
         return "(" + ", ".join(str(parameter) for parameter in self._inputs.values()) + ")"
+
+
+def _is_connection(annotation: Any) -> bool:
+    return isinstance(annotation, type) and any(
+        f"{base.__module__}.{base.__qualname__}" in _CONNECTIONS for base in annotation.__mro__
+    )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from pickaxe._effects import Effect
 from pickaxe._rates import Rate
 from pickaxe._retry import Retry
 from pickaxe._signatures import Signature
@@ -58,17 +59,25 @@ class Spec:
 
 @dataclass(frozen=True, eq=False)
 class ToolSpec(Spec):
-    """A tool. Times in seconds; `timeout` is for one attempt."""
+    """A tool. Times in seconds; `timeout` is for one attempt. `reconcile` tells whether a lost call has happened."""
 
     retry: Retry = field(default_factory=lambda: Retry(attempts=1))
     schedule_timeout: float | None = None
     total_timeout: float | None = None
     limits: tuple[Limit, ...] = ()
     inline: bool = False
+    effect: Effect = Effect.IDEMPOTENT
+    reconcile: Callable[..., Any] | None = None
 
     @property
     def what(self) -> str:
         return f"tool {self.name!r}"
+
+    @cached_property
+    def reconciler(self) -> Signature:
+        """What `reconcile` takes. Raises `ConfigurationError` when that is not some of what the tool takes."""
+        assert self.reconcile is not None
+        return Signature(self.reconcile, what=f"reconcile of {self.what}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,14 +30,18 @@ class StepState(StrEnum):
 
     `READY`: its tool task belongs in the broker, at or after `due` (a retry and a throttled call wait
     here). `BLOCKED`: held back by its gather's concurrency cap. `RUNNING`: owned by a worker process.
-    `WAITING`: a timer, signal, event, child run or gather that has not come yet. `CANCELLING`: a child
-    run was told to stop and its parent waits for it.
+    `WAITING`: a timer, signal, event, child run or gather that has not come yet. `UNKNOWN`: an `at_most_once`
+    call whose end nobody saw; its tool's `reconcile` or a person resolves it. `QUARANTINED`: it killed its worker
+    process again and again; a person decides. `CANCELLING`: a child run was told to stop and its parent waits for
+    it.
     """
 
     BLOCKED = "blocked"
     READY = "ready"
     RUNNING = "running"
     WAITING = "waiting"
+    UNKNOWN = "unknown"
+    QUARANTINED = "quarantined"
     CANCELLING = "cancelling"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
@@ -46,6 +50,11 @@ class StepState(StrEnum):
     @property
     def terminal(self) -> bool:
         return not STEP_TRANSITIONS[self]
+
+    @property
+    def aside(self) -> bool:
+        """Whether it was set aside, and goes on only when somebody says how."""
+        return self in (StepState.UNKNOWN, StepState.QUARANTINED)
 
 
 class StepKind(StrEnum):
@@ -85,7 +94,21 @@ STEP_TRANSITIONS: Mapping[StepState, frozenset[StepState]] = {
     ),
     StepState.READY: frozenset({StepState.READY, StepState.RUNNING, StepState.FAILED, StepState.CANCELLED}),
     StepState.RUNNING: frozenset(
-        {StepState.RUNNING, StepState.READY, StepState.SUCCEEDED, StepState.FAILED, StepState.CANCELLED}
+        {
+            *(StepState.RUNNING, StepState.READY, StepState.BLOCKED, StepState.UNKNOWN, StepState.QUARANTINED),
+            *(StepState.SUCCEEDED, StepState.FAILED, StepState.CANCELLED),
+        }
+    ),
+    # From UNKNOWN to RUNNING it is the tool's `reconcile` that runs, not its body. A call that is let run again
+    # is BLOCKED when its gather has given its place to another.
+    StepState.UNKNOWN: frozenset(
+        {
+            *(StepState.UNKNOWN, StepState.RUNNING, StepState.READY, StepState.BLOCKED),
+            *(StepState.SUCCEEDED, StepState.FAILED, StepState.CANCELLED),
+        }
+    ),
+    StepState.QUARANTINED: frozenset(
+        {StepState.READY, StepState.BLOCKED, StepState.SUCCEEDED, StepState.FAILED, StepState.CANCELLED}
     ),
     StepState.WAITING: frozenset(
         {StepState.WAITING, StepState.SUCCEEDED, StepState.FAILED, StepState.CANCELLED, StepState.CANCELLING}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from pickaxe.broker import (
     current_message,
     is_redis,
     is_stopping,
+    on_child_exit,
     on_process_start,
     on_process_stop,
     on_worker_boot,
@@ -30,9 +32,10 @@ from pickaxe.broker import (
 )
 from pickaxe.client import Client, Run
 from pickaxe.engine import _work
-from pickaxe.engine._engine import Engine
+from pickaxe.engine._engine import Engine, new_owner
 from pickaxe.engine._liveness import Liveness
 from pickaxe.engine._messages import agent_fault, tool_fault
+from pickaxe.engine._quarantine import report_exit
 from pickaxe.engine._sweeper import Sweeper
 from pickaxe.errors import ConfigurationError, DuplicateHandleError, ServiceUnavailableError
 
@@ -76,6 +79,7 @@ class Pickaxe(BrokerApp):
         super().__init__(name, _broker_url(self.settings), _result_url(self.settings), conf)
         self._liveness: Liveness | None = None
         self._sweeper: Sweeper | None = None
+        self._family = new_owner()
         for handle in self.handles.values():
             handle.spec.signature.check()
             handle.bind(self)
@@ -87,6 +91,7 @@ class Pickaxe(BrokerApp):
         on_process_stop(self, self._process_stopped)
         on_worker_start(self, self._worker_started)
         on_worker_stop(self, self._worker_stopped)
+        on_child_exit(self, self._child_exited)
 
     @cached_property
     def client(self) -> Client:
@@ -152,7 +157,9 @@ class Pickaxe(BrokerApp):
     async def _tool_task_async(self, spec: ToolSpec, message: dict[str, Any]) -> None:
         await _work.call_async(self.engine, spec, message, chord=_in_chord())
 
-    def _unknown_task(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], headers: Any) -> None:
+    def _unknown_task(
+        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], headers: Any, again: str | None
+    ) -> None:
         """Nothing is dropped and no attempt is burned: the row waits, longer every time, and says why."""
         worker = running_worker(self)
         where = f"worker {worker.hostname}" if worker else "a worker"
@@ -161,23 +168,28 @@ class Pickaxe(BrokerApp):
         try:
             run = uuid.UUID(str(kwargs["run"]))
         except (KeyError, ValueError):
-            store.set_aside(reason=reason, body=repr((args, kwargs)), headers=_shown(headers))
+            store.set_aside(
+                reason=reason, body=repr((args, kwargs)), headers=_shown(headers), queue=_queue(again), message=again
+            )
             return
         if "step" in kwargs:
             store.defer_unknown_step(run, storable(str(kwargs["step"])), reason, cap)
         else:
             store.defer_run(run, reason, cap)
 
-    def _malformed_message(self, body: bytes, headers: Any, _properties: Any, reason: str) -> None:
+    def _malformed_message(self, body: bytes, headers: Any, properties: Any, reason: str, again: str | None) -> None:
         number = self.client.store.set_aside(
             reason=reason,
             body=body[:65536].decode("utf-8", "backslashreplace").replace("\0", "\\0"),
             headers=_shown(headers),
+            queue=str((properties.get("delivery_info") or {}).get("routing_key", "")),
+            message=again,
         )
         logger.error("a malformed message was set aside as dead letter %d: %s", number, reason)
 
     def _worker_booting(self) -> None:
         """A worker that could not record anything does not start: exit code 3, and why."""
+        self._family = new_owner()  # before the pool forks
         try:
             self.client.wait_until_ready(self.settings.boot_patience)
         except ServiceUnavailableError as error:
@@ -193,6 +205,7 @@ class Pickaxe(BrokerApp):
         self.client.forked()
         self.__dict__.pop("engine", None)
         self.engine.worker_name = worker.hostname if worker else ""
+        self.engine.family = self._family
         self._liveness = Liveness(self.engine)
         self._liveness.start()
 
@@ -203,12 +216,17 @@ class Pickaxe(BrokerApp):
 
     def _worker_started(self) -> None:
         self.engine.worker_name = getattr(running_worker(self), "hostname", "")
+        self.engine.family = self._family
         self._sweeper = Sweeper(self.engine)
         self._sweeper.start()
 
     def _worker_stopped(self) -> None:
         if self._sweeper is not None:
             self._sweeper.stop()
+
+    def _child_exited(self, pid: int, status: int) -> None:
+        # In a thread, for the database may be away, and the broker is not to wait for it.
+        threading.Thread(target=report_exit, args=(self.engine, pid, status), daemon=True).start()
 
 
 def _in_chord() -> bool:
@@ -249,6 +267,10 @@ def _broker_url(settings: Settings) -> str:
 def _result_url(settings: Settings) -> str | None:
     url = settings.redis_url
     return url.get_secret_value() if url and is_redis(url.get_secret_value()) else None
+
+
+def _queue(again: str | None) -> str:
+    return "" if again is None else str(_values.load(again)["queue"])
 
 
 def _shown(headers: Any) -> str:

@@ -19,9 +19,10 @@ from pickaxe._failpoints import failpoint
 from pickaxe._settings import Settings
 from pickaxe._states import RunState
 from pickaxe._texts import checked
+from pickaxe._uuids import uuid7
 from pickaxe.authoring import _handles
 from pickaxe.broker import BrokerApp, Publisher
-from pickaxe.engine import _cancellation
+from pickaxe.engine import _cancellation, _resolution
 from pickaxe.engine._dispatch import agent_message, publish, publish_run
 from pickaxe.engine._engine import Engine
 from pickaxe.errors import (
@@ -343,8 +344,27 @@ class Run(Generic[R]):
             raise NotFoundError(f"there is no run {self.id}")
         return done
 
-    def retry(self) -> bool:
-        """Let a paused run go on, with the code its worker has now. False if it is not paused."""
+    def resolve(
+        self, step: str, *, result: Any = _resolution.NOTHING, failed: str | None = None, again: bool = False,
+        by: str = "",
+    ) -> None:  # fmt: skip
+        """Say how a step that was set aside goes on: with this `result`, as `failed` for this reason, or `again`.
+
+        For calls whose outcome is unknown, and for quarantined ones. `by` is kept as who said so. Raises
+        `ResolveError`, `NotFoundError`, and `OutputError` for a result its tool does not promise.
+        """
+        known = getattr(self._client._app, "handles", {})
+        verdict = _resolution.Verdict(result, failed, again, by)
+        _resolution.resolve(self._client.engine, self._uuid, step, verdict, lambda name: known.get(name))
+
+    def retry(self, step: str | None = None, *, by: str = "") -> bool:
+        """Let a paused run go on, with the code its worker has now. False if it is not paused.
+
+        With `step` that quarantined step runs again. Raises `ResolveError` when it is not quarantined.
+        """
+        if step is not None:
+            _resolution.retry(self._client.engine, self._uuid, step, by=by)
+            return True
         version = self._handle.spec.version if self._handle is not None else self.view().version
         failpoint("resume.before")
         resumed = self._client.store.resume_run(self._uuid, version)
@@ -367,13 +387,6 @@ class Run(Generic[R]):
         transitions = self.stream(cursor)
         while (item := await asyncio.to_thread(next, transitions, None)) is not None:
             yield item
-
-
-def uuid7() -> uuid.UUID:
-    """A UUID that sorts by its time (RFC 9562, version 7), so that new runs are neighbours on disk."""
-    random_bits = uuid.uuid4().int & ((1 << 74) - 1)
-    value = (time.time_ns() // 1_000_000) << 80 | 0x7 << 76 | (random_bits >> 62) << 64
-    return uuid.UUID(int=value | 0b10 << 62 | random_bits & ((1 << 62) - 1))
 
 
 def _default_client() -> Any:

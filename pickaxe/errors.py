@@ -23,6 +23,8 @@ PickaxeError
 │   ├── StepTimeoutError          (also a `TimeoutError`)
 │   └── QuorumError               a `gather` can no longer reach its quorum
 ├── RunTimeoutError               what is recorded of a run that did not end within its agent's `timeout`
+├── ResolveError                  a step that was set aside cannot be resolved like that
+├── TransactionError              a transactional tool ended its own transaction, or broke it
 ├── ImpureAgentError              an agent did I/O, started a thread, or blocked
 └── MismatchError                 the agent's code asked for something else than its log holds
 
@@ -30,6 +32,12 @@ Raised by a tool's own body to say what should happen next:
 
 ├── RetryLater                    try again, after so many seconds
 └── NonRetryableError             never try again
+
+Raised by an `at_most_once` tool's `reconcile`, when it has no result to return:
+
+├── DidNotHappen                  the effect certainly did not happen: the tool may run again
+├── StillUnknown                  ask again, after so many seconds
+└── NonRetryableError             the call has failed
 ```
 
 Every message says what was wrong, where, which value, and what to do.
@@ -151,6 +159,14 @@ class QuorumError(StepError):
     """Too many of a `gather`'s calls failed for its quorum to be reached."""
 
 
+class ResolveError(PickaxeError):
+    """A step cannot be resolved like that: it is not set aside, or it changed meanwhile."""
+
+
+class TransactionError(PickaxeError):
+    """A transactional tool ended its transaction by itself, or broke it. Pickaxe commits it with the result."""
+
+
 class ImpureAgentError(PickaxeError):
     """An agent did I/O, started a thread, or blocked. Move that line into a tool."""
 
@@ -183,3 +199,15 @@ class RetryLater(PickaxeError):  # noqa: N818 - an instruction a tool raises, no
 
 class NonRetryableError(PickaxeError):
     """Raised by a tool: this call can never succeed, do not retry it."""
+
+
+class DidNotHappen(PickaxeError):  # noqa: N818 - an answer, not a fault
+    """Raised by a `reconcile`: the effect certainly did not happen. The tool may run again."""
+
+
+class StillUnknown(PickaxeError):  # noqa: N818 - an answer, not a fault
+    """Raised by a `reconcile`: ask again, `after` seconds from now (default: later every time)."""
+
+    def __init__(self, message: str = "it cannot be known yet", *, after: float | None = None) -> None:
+        super().__init__(message)
+        self.after = after

@@ -28,8 +28,8 @@ class Transition:
 
     `kind` is `"run"`, `"step"`, or `"restarted"`: what came before is told again from the beginning. `state`
     is the run's or step's new state; steps also have `requested`, `running`, `retrying`, `lost` (its worker
-    died) and `progress`. `more` holds what else is known, such as `worker` or `value`. `cursor` resumes after
-    this transition.
+    died), `unknown` and `quarantined` (it was set aside), `released` (it may run again) and `progress`. `more` holds
+    what else is known, such as `worker`, `reason` or `value`. `cursor` resumes after this transition.
     """
 
     kind: str
@@ -178,19 +178,33 @@ def from_log(run: RunView, steps: list[StepView]) -> list[Transition]:
 
 def _of_step(step: StepView) -> list[Transition]:
     found = [Transition("step", "requested", step.key, step.name, at=step.created_at, more={"type": step.kind})]
+    latest = 0
     for past in step.history:
-        attempt = int(past["attempt"])
-        at = datetime.fromtimestamp(past["at"], step.created_at.tzinfo)
-        found.append(Transition("step", "running", step.key, step.name, attempt, at, {"worker": past.get("owner")}))
-        ended = "lost" if past["ended"] == "died" else "retrying"
-        found.append(Transition("step", ended, step.key, step.name, attempt, at, {"error": past.get("type")}))
-    if step.started_at and step.attempt > len(step.history):
+        latest = int(past.get("attempt", latest))
+        found += _of_the_past(step, past, latest)
+    if step.started_at and step.attempt > latest:
         found.append(
             Transition("step", "running", step.key, step.name, step.attempt, step.started_at, {"worker": step.worker})
         )
+    if step.state.aside:
+        at = datetime.fromtimestamp(step.history[-1]["at"], step.created_at.tzinfo) if step.history else step.started_at
+        why = {"reason": step.reason}
+        found.append(Transition("step", str(step.state), step.key, step.name, step.attempt, at, why))
     if step.state.terminal:
         found.append(Transition("step", str(step.state), step.key, step.name, step.attempt, step.finished_at))
     return found
+
+
+def _of_the_past(step: StepView, past: dict[str, Any], attempt: int) -> Iterator[Transition]:
+    """What one entry of a step's history tells of: how an attempt ended, or what a person decided."""
+    at = datetime.fromtimestamp(past["at"], step.created_at.tzinfo)
+    if past["ended"] == "resolved":
+        if past["how"] == "again":
+            yield Transition("step", "released", step.key, step.name, attempt, at, {"by": past.get("by")})
+        return
+    yield Transition("step", "running", step.key, step.name, attempt, at, {"worker": past.get("owner")})
+    ended = {"died": "lost", "unknown": "unknown", "not reconciled": "unknown"}.get(past["ended"], "retrying")
+    yield Transition("step", ended, step.key, step.name, attempt, at, {"error": past.get("type")})
 
 
 def _placed(t: Transition, cursor: str) -> Transition:

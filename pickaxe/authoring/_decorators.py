@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import re
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import Any, ParamSpec, TypeVar, overload
 
 from pickaxe._durations import Duration, optional_seconds
+from pickaxe._effects import Effect
 from pickaxe._rates import Rate, parse_rates
 from pickaxe._retry import Retry
 from pickaxe._specs import AGENT_QUEUE, TOOL_QUEUE, AgentSpec, Limit, ToolSpec
+from pickaxe.authoring._effects import check_effect
 from pickaxe.authoring._handles import ENQUEUE_OPTIONS, Agent, Tool
 from pickaxe.errors import ConfigurationError
 
@@ -38,6 +41,8 @@ def tool(
     rate_units: int | Callable[..., int] = 1,
     priority: int | None = None,
     inline: bool = False,
+    effect: Effect | str = Effect.IDEMPOTENT,
+    reconcile: Callable[..., Any] | None = None,
 ) -> _ToolDecorator: ...
 def tool(function: Any = None, /, **options: Any) -> Any:
     """Make a function a tool: a leaf task that agents can call, and where all effects live.
@@ -49,8 +54,15 @@ def tool(function: Any = None, /, **options: Any) -> Any:
     may be computed from the call's arguments; `rate_units` is what one call uses up. With `inline` the body
     runs in the agent's own process, without a queue: for quick things that must be remembered.
 
+    `effect` says how what the tool does may be repeated: `"idempotent"` (the default: it may run again, with the
+    same `Context.idempotency_key`), `"at_most_once"` (a call whose end nobody saw is *unknown*, and goes on when
+    `reconcile` or a person has said whether it happened), or `"transactional"` (it works on an injected connection
+    to Pickaxe's database, and commits with its result). `reconcile` is a function of some of the tool's own
+    parameters: it returns the tool's result, or raises `DidNotHappen` or `StillUnknown`. See docs/effects.md.
+
     Raises `ConfigurationError` when the function or an option cannot be used.
     """
+    _known(options, _TOOL_OPTIONS, "tool")
     if function is not None:
         return Tool(_tool_spec(function))
     return lambda given: Tool(_tool_spec(given, **options))
@@ -73,6 +85,7 @@ def agent(function: Any = None, /, **options: Any) -> Any:
     `timeout` is for a whole run; `version` is recorded with every run. Raises `ConfigurationError` when the
     function or an option cannot be used.
     """
+    _known(options, _AGENT_OPTIONS, "agent")
     if function is not None:
         return Agent(_agent_spec(function))
     return lambda given: Agent(_agent_spec(given, **options))
@@ -111,14 +124,17 @@ def _tool_spec(
     rate_units: int | Callable[..., int] = 1,
     priority: int | None = None,
     inline: bool = False,
+    effect: Effect | str = Effect.IDEMPOTENT,
+    reconcile: Callable[..., Any] | None = None,
 ) -> ToolSpec:
     name = _name_of(function, name, "tool")
     limits = () if rate_limit is None else (Limit(parse_rates(rate_limit), rate_key or f"tool:{name}", rate_units),)
     spec = ToolSpec(
         function, name, queue, inspect.getdoc(function) or "", _priority(priority, name), optional_seconds(timeout),
         Retry.of(retries), optional_seconds(schedule_timeout), optional_seconds(total_timeout), limits, inline,
+        Effect.of(effect, f"tool {name!r}"), reconcile,
     )  # fmt: skip
-    spec.signature  # noqa: B018 - refuses what cannot be used at the decorator, not at the first call
+    check_effect(spec)  # refuses what cannot be used at the decorator, not at the first call
     return spec
 
 
@@ -149,8 +165,21 @@ def _agent_spec(
     return spec
 
 
-def _name_of(function: Callable[..., Any], name: str | None, kind: str) -> str:
-    name = name or function.__name__
+_TOOL_OPTIONS = frozenset(inspect.signature(_tool_spec).parameters) - {"function"}
+_AGENT_OPTIONS = frozenset(inspect.signature(_agent_spec).parameters) - {"function"}
+
+
+def _known(options: Collection[str], known: frozenset[str], kind: str) -> None:
+    for name in sorted(set(options) - known):
+        [*close] = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(sorted(known))}"
+        raise ConfigurationError(f"@{kind} has no option {name!r}: {hint}")
+
+
+def _name_of(function: Any, name: str | None, kind: str) -> str:
+    if not callable(function):
+        raise ConfigurationError(f"@{kind} makes a function a {kind}, and {function!r} is none: write @{kind}(name=…)")
+    name = name or str(function.__name__)
     if not _NAME.fullmatch(name):
         raise ConfigurationError(
             f"{name!r} cannot be the name of a {kind}: use letters, digits, '_', '-' and '.', at most 200, not "

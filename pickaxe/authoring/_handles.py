@@ -15,11 +15,13 @@ from functools import update_wrapper
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast
 
 from pickaxe._durations import Duration, optional_seconds
+from pickaxe._effects import Effect
 from pickaxe._inject import Context
 from pickaxe._specs import AgentSpec, Spec, ToolSpec
 from pickaxe._states import ChildPolicy, StepKind
 from pickaxe._texts import checked
 from pickaxe._values import digest
+from pickaxe.authoring._effects import check_retries
 from pickaxe.authoring._gather import gather
 from pickaxe.core._calls import Asked, Call
 from pickaxe.core._reduction import Reduction, current
@@ -110,8 +112,10 @@ class Handle(Generic[P, R]):
         raise NotImplementedError
 
     def _plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        injected = self.spec.signature.inject(Context(tool=self.name)) if self.spec.signature.injected else {}
-        result = self.spec.function(*args, **{**injected, **kwargs})
+        signature = self.spec.signature
+        if signature.injected:
+            kwargs = signature.inject(Context(tool=self.name), signature.given(args, kwargs)) | kwargs
+        result = self.spec.function(*args, **kwargs)
         if inspect.isawaitable(result) or asyncio._get_running_loop() is None:
             return result
         return _Ready(result)
@@ -171,6 +175,8 @@ class Tool(Handle[P, R]):
         the tries after the first.
         """
         attempts = None if retries is None else retries + 1
+        if attempts is not None and self.spec.effect is Effect.AT_MOST_ONCE:
+            check_retries(self.spec, replace(self.spec.retry, attempts=attempts))
         return cast(
             "Tool[P, R]",
             self._with(key=key, queue=queue, priority=priority, timeout=optional_seconds(timeout), attempts=attempts),
@@ -199,6 +205,9 @@ class Tool(Handle[P, R]):
             "total_timeout": spec.total_timeout,
             "attempts": own.attempts if own.attempts is not None else spec.retry.attempts,
             "inline": spec.inline or None,
+            # A sweeper that does not know the tool must know what its death means.
+            "effect": None if spec.effect is Effect.IDEMPOTENT else str(spec.effect),
+            "reconcile": spec.reconcile is not None or None,
         }
         if spec.limits:
             arguments = spec.signature.decode_input(text)

@@ -18,6 +18,7 @@ from pickaxe.broker._context import MessageContext, current_message
 from pickaxe.broker._lifecycle import (
     WorkerInfo,
     is_stopping,
+    on_child_exit,
     on_process_start,
     on_process_stop,
     on_worker_boot,
@@ -56,6 +57,7 @@ __all__ = [
     "install",
     "is_redis",
     "is_stopping",
+    "on_child_exit",
     "on_process_start",
     "on_process_stop",
     "on_worker_boot",

@@ -3,8 +3,10 @@
 Stock Celery logs and discards a message it does not know or cannot read, and some shapes end the worker. Here
 every such message goes to a handler that stores it, and is acknowledged once that handler has returned:
 
-* `app.pickaxe_on_unknown(task_name, args, kwargs, headers)` for a task that is not registered here,
-* `app.pickaxe_on_malformed(body, headers, properties, reason)` for anything that is no task message.
+* `app.pickaxe_on_unknown(task_name, args, kwargs, headers, again)` for a task that is not registered here,
+* `app.pickaxe_on_malformed(body, headers, properties, reason, again)` for anything that is no task message.
+
+`again` is what `Publisher.publish_again` takes to send it once more, or None if that is not possible.
 
 They run in the worker's main process, on a thread of their own. If one raises (Postgres is down), its message
 stays unacknowledged and is tried again with a growing pause, while the queue goes on. A worker that stops or
@@ -19,13 +21,13 @@ from typing import Any
 
 from celery.worker.consumer import Consumer as CeleryConsumer
 
-from pickaxe.broker._setaside import SetAside
+from pickaxe.broker._setaside import SetAside, kept, queue_of
 from pickaxe.broker._wire import MALFORMED_HEADER, header_fault, payload_fault, task_name_fault
 
 logger = logging.getLogger(__name__)
 
-UnknownHandler = Callable[[str, list[Any], dict[str, Any], dict[str, Any]], object]
-MalformedHandler = Callable[[bytes, dict[str, Any], dict[str, Any], str], object]
+UnknownHandler = Callable[[str, list[Any], dict[str, Any], dict[str, Any], str | None], object]
+MalformedHandler = Callable[[bytes, dict[str, Any], dict[str, Any], str, str | None], object]
 
 
 class Consumer(CeleryConsumer):  # type: ignore[misc]
@@ -95,12 +97,13 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
 
     def _malformed(self, message: Any, reason: str) -> None:
         save: MalformedHandler | None = getattr(self.app, "pickaxe_on_malformed", None)
-        logger.error("set aside a malformed message from queue %r: %s", _queue_of(message), reason)
+        logger.error("set aside a malformed message from queue %r: %s", queue_of(message), reason)
         if save is None:
             message.reject_log_error(logger, self.connection_errors)
             return
         body, headers, properties = _bytes(message.body), dict(message.headers), dict(message.properties)
-        self._set_aside.put(message, lambda: save(body, headers, properties, reason))
+        again = kept(message, body)
+        self._set_aside.put(message, lambda: save(body, headers, properties, reason, again))
 
     def _unknown(self, message: Any) -> None:
         save: UnknownHandler | None = getattr(self.app, "pickaxe_on_unknown", None)
@@ -110,11 +113,8 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         headers = dict(message.headers)
         args, kwargs, _ = message.payload
         logger.error("set aside a message for task %r, which is not registered here", headers["task"])
-        self._set_aside.put(message, lambda: save(headers["task"], list(args), dict(kwargs), headers))
-
-
-def _queue_of(message: Any) -> str:
-    return str((message.delivery_info or {}).get("routing_key", ""))
+        again = kept(message, _bytes(message.body))
+        self._set_aside.put(message, lambda: save(headers["task"], list(args), dict(kwargs), headers, again))
 
 
 def _bytes(body: Any) -> bytes:

@@ -15,11 +15,13 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 from celery import current_app, signals
 from celery.concurrency.prefork import TaskPool as PreforkPool
 
 Callback = Callable[[], object]
+ExitCallback = Callable[[int, int], object]
 
 _POOL_NAMES = {"thread": "threads", "_pool": "coroutines"}
 
@@ -57,6 +59,14 @@ def on_process_start(app: Any, callback: Callback) -> None:
 def on_process_stop(app: Any, callback: Callback) -> None:
     """Call back in each process that runs tasks when it ends, but not when it is killed."""
     _of(app).add("process_stop", callback)
+
+
+def on_child_exit(app: Any, callback: ExitCallback) -> None:
+    """Call back in the main process of a prefork worker when a child has ended: its pid, and its exit status.
+
+    A negative status is the number of the signal that ended it. Called on Celery's event loop: be quick.
+    """
+    _of(app).child_exit.append(callback)
 
 
 def running_worker(app: Any) -> WorkerInfo | None:
@@ -97,6 +107,8 @@ class _Lifecycle:
         self._app = app
         self._callbacks: dict[str, list[Callback]] = {}
         self._called: set[tuple[str, int]] = set()
+        self._reaped: WeakSet[Any] = WeakSet()
+        self.child_exit: list[ExitCallback] = []
         self._main_pid: int | None = None
         self.worker: Any = None
         #: Shared with forked children, which are told nothing: a warm shutdown waits for them to finish.
@@ -123,11 +135,28 @@ class _Lifecycle:
         atexit.register(self._on_main_stop)
         if not self._is_prefork():
             self._call("process_start")
+        elif self.child_exit:
+            self._watch_children()
         self._call("worker_start")
 
     def _on_shutting_down(self, sender: Any = None, **_: Any) -> None:
         if self.worker is not None and sender == self.worker.hostname:
             self.stopping[0] = 1
+
+    def _watch_children(self) -> None:
+        """Celery tells nobody that a child has ended. Whatever sees to it empties the child's queues first."""
+        pool = self.worker.pool._pool
+        flush = pool.process_flush_queues
+
+        def flush_and_tell(process: Any) -> None:
+            flush(process)
+            # It is also called for processes that live on, when the broker was away, and twice for those that do not.
+            if process.exitcode is not None and process not in self._reaped:
+                self._reaped.add(process)
+                for callback in self.child_exit:
+                    callback(process.pid, process.exitcode)
+
+        pool.process_flush_queues = flush_and_tell
 
     def _on_shutdown(self, sender: Any = None, **_: Any) -> None:
         if sender is self.worker:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -103,6 +105,27 @@ class Publisher:
             size_key = backend.get_key_for_group(group, ".s")
             backend.client.set(size_key, len(parts), ex=backend.chord_expires or None)
             self._send(parts)
+
+        self._retrying(send)
+
+    def publish_again(self, kept: str) -> None:
+        """Send a message that was set aside once more, to its queue, as it was. Raises `PublishError`."""
+        message = json.loads(kept)
+        options = {name: message[name] for name in ("priority", "correlation_id", "reply_to") if message[name]}
+        body = base64.b64decode(message["body"])
+
+        def send() -> None:
+            with self._app.producer_pool.acquire(block=True, timeout=ACQUIRE_TIMEOUT) as producer:
+                producer.publish(
+                    body,
+                    routing_key=message["queue"],
+                    exchange="",
+                    headers=message["headers"],
+                    content_type=message["content_type"],
+                    content_encoding=message["content_encoding"],
+                    retry=False,
+                    **options,
+                )
 
         self._retrying(send)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import logging
 import threading
 from collections.abc import Callable
@@ -9,13 +11,43 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
 
+from pickaxe.broker._wire import MALFORMED_HEADER
+
 logger = logging.getLogger(__name__)
 
 #: While this many messages wait for a handler that fails, the prefetch window is widened so that the queue
 #: goes on. Beyond it the window fills up and the worker stops taking messages: better than hoarding them.
 MAX_HELD = 100
 
+#: Bodies above this many bytes are not kept to be sent again.
+MAX_KEPT_BYTES = 1024 * 1024
+
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
+
+
+def queue_of(message: Any) -> str:
+    """The queue that a message came from."""
+    return str((message.delivery_info or {}).get("routing_key", ""))
+
+
+def kept(message: Any, body: bytes) -> str | None:
+    """What it takes to send a message again, as JSON; None if it was no message at all, or is too large."""
+    if MALFORMED_HEADER in message.headers or len(body) > MAX_KEPT_BYTES:
+        return None
+    wanted = {
+        "queue": queue_of(message),
+        "body": base64.b64encode(body).decode("ascii"),
+        "content_type": message.content_type,
+        "content_encoding": message.content_encoding,
+        "headers": message.headers,
+        "priority": message.properties.get("priority"),
+        "correlation_id": message.properties.get("correlation_id"),
+        "reply_to": message.properties.get("reply_to"),
+    }
+    try:
+        return json.dumps(wanted)
+    except (TypeError, ValueError):
+        return None  # a broker other than Redis may carry headers that JSON cannot
 
 
 @dataclass(slots=True, eq=False)

@@ -57,11 +57,11 @@ def main(arguments: list[str] | None = None) -> Any:
 
 
 def _register() -> None:
-    from pickaxe.cli import _demo, _dev, _doctor, _runs, _show, _worker
+    from pickaxe.cli import _aside, _demo, _dev, _doctor, _runs, _show, _worker
 
     for command in (
         _demo.demo, _dev.dev, _worker.worker, _worker.migrate, _runs.run, _runs.runs, _show.show, _runs.cancel,
-        _runs.signal, _runs.retry, _doctor.doctor,
+        _runs.signal, _runs.retry, _aside.quarantine, _aside.resolve, _aside.drop, _doctor.doctor,
     ):  # fmt: skip
         cli.add_command(command)
 

@@ -134,7 +134,8 @@ def _stuck(client: Client) -> list[Check]:
         _count("calls overdue", health.late_steps, "due for 30 s and not taken",
                "are workers on their queues? see below", problem=True),
         _count("paused runs", health.paused, "wait for a person", "pickaxe runs --state paused"),
-        _count("dead letters", health.dead_letters, "messages could not be read", newest),
+        _count("set aside", health.aside, "steps have an unknown outcome or kill their workers", "pickaxe quarantine"),
+        _count("dead letters", health.dead_letters, "messages could not be read", f"pickaxe quarantine; {newest}"),
     ]  # fmt: skip
 
 

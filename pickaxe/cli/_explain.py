@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +12,11 @@ from typing import Any
 
 from pickaxe import _values
 from pickaxe._durations import humanise
+from pickaxe._effects import Effect
 from pickaxe._states import RunState, StepKind, StepState
 from pickaxe.cli._text import one_line, safe, short, shown_value
 from pickaxe.client import Client
+from pickaxe.engine._doubt import UNKNOWN
 from pickaxe.store import RunView, StepView
 
 _MISMATCH = re.compile(r"recorded (.*), but the code now asks for (.*?)\. The run is paused", re.DOTALL)
@@ -97,10 +100,16 @@ class Fleet:
 
 def why_step(step: StepView, steps: Sequence[StepView], fleet: Fleet) -> str:
     """What an open step waits for; for one that has ended badly, its error."""
+    if step.state is StepState.CANCELLED and _was_cut_off(step):
+        return f"no longer wanted while it ran: {UNKNOWN}"
     if step.state in (StepState.FAILED, StepState.CANCELLED):
         return _error(step.error)
     if step.state.terminal:
         return _attempts(step)
+    if step.state.aside:
+        return _aside(step)
+    if step.state is StepState.RUNNING and step.reconciling:
+        return f"its reconcile is asked: {_attempts(step)}"
     if step.state is StepState.RUNNING:
         return f"in progress: {shown_value(step.progress, 60)}" if step.progress is not None else ""
     if step.state is StepState.BLOCKED:
@@ -114,17 +123,59 @@ def why_run(run: RunView, steps: Sequence[StepView], fleet: Fleet) -> list[str]:
     """Why a run does not move right now, one line per reason."""
     match run.state:
         case RunState.PAUSED:
-            return _mismatch(run.reason or "")
+            return [*_mismatch(run.reason or ""), *(f"  {death}" for death in deaths((run.error or {}).get("deaths")))]
         case RunState.READY:
             missing = fleet.missing("agent", run.agent)
             return [missing or run.reason or f"its turn: a message in queue {run.queue!r}{_at(run.due, 'again')}"]
         case RunState.WAITING:
-            open_steps = [s for s in steps if not s.state.terminal and s.group is None]
-            found = [f"{s.key}: {why_step(s, steps, fleet) or s.state}" for s in open_steps]
+            found = [line for s in steps if s.state.aside for line in aside_lines(str(run.id), s)]
+            open_steps = [s for s in steps if not s.state.terminal and not s.state.aside and s.group is None]
+            found += [f"{s.key}: {why_step(s, steps, fleet) or s.state}" for s in open_steps]
             if not found:
                 return ["for nothing that is in its log: its agent awaits something that no step will ever bring"]
             return found[:8] + ([f"and {len(found) - 8} more"] if len(found) > 8 else [])
     return []
+
+
+def aside_lines(run: str, step: StepView) -> list[str]:
+    """Why a step was set aside, on what evidence, and the command that lets it go on."""
+    lines = [f"{safe(step.key)} is {step.state}: {_aside(step)}", *(f"  {death}" for death in deaths(step.history))]
+    place = f"{short(run)} {_quoted(step.key)}"
+    if step.state is StepState.QUARANTINED:
+        return [*lines, f"  pickaxe retry {place}", f"  pickaxe resolve {place} --failed WHY | --result JSON"]
+    return [*lines, f"  pickaxe resolve {place} --result JSON | --failed WHY | --again"]
+
+
+def deaths(history: Sequence[Mapping[str, Any]] | None) -> list[str]:
+    """The deaths in a history, one line each."""
+    return [_death(past) for past in history or () if past.get("ended", "died") == "died"]
+
+
+def _death(past: Mapping[str, Any]) -> str:
+    attempt = f"attempt {past['attempt']}: " if "attempt" in past else ""
+    by = f" by {past['exit']}" if past.get("exit") else ""
+    began, ended = past.get("started"), past.get("died") or past.get("at")
+    lasted = f", {humanise(max(0.0, ended - began))} after it began" if began and ended else ""
+    stamp = f" at {datetime.fromtimestamp(ended).astimezone():%Y-%m-%d %H:%M:%S}" if ended else ""
+    shared = "" if past.get("alone", True) else ", with others"
+    return f"{attempt}worker process {safe(past.get('owner'))} was ended{by}{stamp}{lasted}{shared}"
+
+
+def _aside(step: StepView) -> str:
+    asked = _at(step.due, "asked") if step.due is not None else ""
+    if step.state is StepState.QUARANTINED:
+        return f"{step.reason}; `pickaxe retry` releases it"
+    return f"{step.reason or UNKNOWN}{asked or '; `pickaxe resolve` says how it goes on'}"
+
+
+def _was_cut_off(step: StepView) -> bool:
+    """Whether a call that may only run once was cancelled in the middle: its attempt left nothing behind."""
+    known = {past.get("attempt") for past in step.history}
+    return step.effect == Effect.AT_MOST_ONCE and step.attempt > 0 and step.reason is None and step.attempt not in known
+
+
+def _quoted(key: str) -> str:
+    return shlex.quote(safe(key))
 
 
 def _waiting(step: StepView, steps: Sequence[StepView]) -> str:
@@ -165,9 +216,14 @@ def _at(due: datetime | None, word: str = "until") -> str:
 
 def _attempts(step: StepView) -> str:
     ends = [str(past.get("ended")) for past in step.history]
-    words = {"died": "its worker died", "failed": "failed", "timed out": "ran out of time"}
+    words = {
+        "died": "its worker died", "failed": "failed", "timed out": "ran out of time", "unknown": "was lost sight of",
+        "not reconciled": "could not tell whether it had happened", "did not happen": "found that it had not happened",
+    }  # fmt: skip
     return "; ".join(
-        f"attempt {past.get('attempt')} {words.get(end, safe(end))}"
+        f"resolved by {safe(past.get('by') or 'a person')}"
+        if end == "resolved"
+        else f"attempt {past.get('attempt')} {words.get(end, safe(end))}"
         for past, end in zip(step.history, ends, strict=True)
     )
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import sys
+import uuid
+from collections import defaultdict
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import click
@@ -14,9 +14,12 @@ from pickaxe._durations import humanise
 from pickaxe._states import RunState
 from pickaxe.authoring._handles import Agent
 from pickaxe.cli import _follow
+from pickaxe.cli._aside import letter_number, myself, send_again
+from pickaxe.cli._input import parsed
 from pickaxe.cli._project import DURATION, Project, app_option, json_option, pass_project
 from pickaxe.cli._text import (
     Cell,
+    jsonable,
     one_line,
     print_json,
     print_table,
@@ -26,7 +29,7 @@ from pickaxe.cli._text import (
     shown_value,
     state_cell,
 )
-from pickaxe.client import Run
+from pickaxe.client import Client, Run
 from pickaxe.errors import InputError, NotFoundError, RunError
 from pickaxe.store import RunView
 
@@ -102,13 +105,16 @@ def runs(
 ) -> None:
     """The newest runs."""
     found = project.client.runs(agent=agent, states=[RunState(s) for s in states], children=children, limit=limit)
+    aside = _aside_of(project.client, found)
     if as_json:
-        print_json(found)
+        print_json([{**jsonable(view), "aside": aside.get(view.id, [])} for view in found])
     elif not found:
         say("no runs" + (" like that" if agent or states else " yet: `pickaxe run AGENT JSON` starts one"))
     else:
         print_table(
-            ("run", "agent", "state", "age", "took", "input, or why it stands still"), map(_row, found), elastic=1
+            ("run", "agent", "state", "age", "took", "input, or why it stands still"),
+            (_row(view, aside.get(view.id)) for view in found),
+            elastic=1,
         )
 
 
@@ -157,7 +163,7 @@ Examples:
 def signal(project: Project, run: str, name: str, value: str | None, key: str | None, as_json: bool) -> None:
     """Send a run the signal NAME. It is kept until the run waits for it."""
     found = project.run(run)
-    sent = found.signal(name, None if value is None else _parsed(value, f"the signal {name!r}"), idempotency_key=key)
+    sent = found.signal(name, None if value is None else parsed(value, f"the signal {name!r}"), idempotency_key=key)
     _report(found, as_json, sent, f"was sent {name!r}", "is over: the signal was not kept")
     if not sent:
         raise click.exceptions.Exit(1)
@@ -168,15 +174,28 @@ def signal(project: Project, run: str, name: str, value: str | None, key: str | 
 Examples:
   pickaxe runs --state paused
   pickaxe retry 01a1faed-af31
+  pickaxe retry 01a1faed-af31 'convert#1'
+  pickaxe retry letter-17
 """
 )
-@click.argument("run", metavar="RUN")
+@click.argument("run", metavar="RUN | letter-NUMBER")
+@click.argument("step", required=False, metavar="[STEP]")
 @json_option
 @app_option
 @pass_project
-def retry(project: Project, run: str, as_json: bool) -> None:
-    """Let a paused run go on, with the code its workers have now."""
+def retry(project: Project, run: str, step: str | None, as_json: bool) -> None:
+    """Let a paused run go on, with the code its workers have now.
+
+    With STEP, let that quarantined step run again. A dead letter is sent to its queue once more.
+    """
+    if (number := letter_number(run)) is not None and step is None:
+        send_again(project.client, number, as_json=as_json)
+        return
     found = project.run(run)
+    if step is not None:
+        found.retry(step, by=myself())
+        _report(found, as_json, True, f"runs its step {step} again", "")
+        return
     done = found.retry()
     _report(found, as_json, done, "goes on", f"is not paused, it is {found.status}")
     if not done:
@@ -194,7 +213,7 @@ def _agent(project: Project, name: str) -> Agent[Any, Any]:
 def _arguments(handle: Agent[Any, Any], value: str | None) -> tuple[list[Any], dict[str, Any]]:
     if value is None:
         return [], {}
-    given = _parsed(value, f"the input of {handle.name!r}")
+    given = parsed(value, f"the input of {handle.name!r}")
     names = list(handle.spec.signature.input.json_schema().get("properties", {}))
     if len(names) == 1:
         return [given], {}
@@ -203,31 +222,10 @@ def _arguments(handle: Agent[Any, Any], value: str | None) -> tuple[list[Any], d
     return [], given
 
 
-def _parsed(value: str, what: str) -> Any:
-    text = _read(value)
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise InputError(
-            f"{what} is not JSON ({error}): {one_line(text, 60)!r}. Text is written with its quotes: '\"text\"'"
-        ) from error
-
-
-def _read(value: str) -> str:
-    if value == "-":
-        return sys.stdin.read()
-    if not value.startswith("@"):
-        return value
-    try:
-        return Path(value[1:]).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{value[1:]} cannot be read: {error}") from error
-
-
 def _metadata(text: str | None) -> dict[str, Any] | None:
     if text is None:
         return None
-    found = _parsed(text, "--metadata")
+    found = parsed(text, "--metadata")
     if not isinstance(found, dict):
         raise InputError("--metadata must be a JSON object, such as '{\"customer\": 17}'")
     return found
@@ -248,10 +246,24 @@ def _ended(started: Run[Any], *, as_json: bool, patience: float | None) -> None:
         raise failure
 
 
-def _row(view: RunView) -> list[Cell]:
+def _aside_of(client: Client, views: Sequence[RunView]) -> dict[uuid.UUID, list[dict[str, str | None]]]:
+    """The steps that are set aside below each of these runs, itself included."""
+    found: dict[uuid.UUID, list[dict[str, str | None]]] = defaultdict(list)
+    waiting = [view.id for view in views if not view.state.terminal]
+    for run, root, _, step in client.store.list_aside(roots=[view.root for view in views]) if waiting else ():
+        told = {"run": str(run), "step": step.key, "state": str(step.state), "reason": step.reason}
+        for of in {run, root}:
+            found[of].append(told)
+    return found
+
+
+def _row(view: RunView, aside: Sequence[dict[str, str | None]] | None) -> list[Cell]:
     now = datetime.now(UTC)
     note = shown_value(view.input, 80)
-    if view.state in (RunState.PAUSED, RunState.READY) and view.reason:
+    if aside and not view.state.terminal:
+        more = f", and {len(aside) - 1} more" if len(aside) > 1 else ""
+        note = one_line(f"{aside[0]['step']} is {aside[0]['state']}: {aside[0]['reason']}{more}", 200)
+    elif view.state in (RunState.PAUSED, RunState.READY) and view.reason:
         note = one_line(view.reason, 200)
     elif view.error:
         note = one_line(f"{view.error.get('type')}: {view.error.get('message')}", 200)

@@ -20,6 +20,7 @@ from pickaxe.streams import Transition
 
 MOST_RUNNING = 8
 _ENDS = frozenset({"succeeded", "failed", "cancelled"})
+_ASIDE = frozenset({"unknown", "quarantined"})
 _WAITS = frozenset({"timer", "signal", "event", "child"})
 _FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 
@@ -77,12 +78,17 @@ class Screen:
         elif t.state == "lost":
             was = self._running.pop(place, None)
             on = short_worker(str(was.more.get("worker", ""))) if was else ""
-            self._line(t, self._indent(run), t.step, f"{on} died; attempt {t.attempt} is lost, issued again")
+            self._line(t, self._indent(run), t.step, f"{on} died; attempt {t.attempt} is lost")
         elif t.state == "retrying":
             self._running.pop(place, None)
             wait = t.more.get("wait")
             when = f", next in {humanise(float(wait))}" if isinstance(wait, int | float) else ""
             self._line(t, self._indent(run), t.step, f"attempt {t.attempt} failed ({t.more.get('error')}){when}")
+        elif t.state in _ASIDE:
+            self._running.pop(place, None)
+            self._line(t, self._indent(run), t.step, str(t.more.get("reason") or "set aside: see `pickaxe quarantine`"))
+        elif t.state == "released":
+            self._line(t, self._indent(run), t.step, "may run again")
         elif t.state == "requested" and t.more.get("type") in _WAITS:
             self._line(t, self._indent(run), t.step, self._wait(place, str(t.more["type"])), sign=("…", "blue"))
 

@@ -35,6 +35,9 @@ _STATES = {
     "blocked": ("·", "dim"),
     "waiting": ("…", "blue"),
     "paused": ("‖", "magenta"),
+    "unknown": ("?", "magenta"),
+    "quarantined": ("!", "red"),
+    "released": ("↻", "yellow"),
 }
 
 Cell = str | tuple[str, str]

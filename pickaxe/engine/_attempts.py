@@ -1,4 +1,4 @@
-"""A tool's call, attempt by attempt: claim, run, record. The log decides who may."""
+"""A tool's call, attempt by attempt: run it, record what came of it. The log decides whose outcome counts."""
 
 from __future__ import annotations
 
@@ -8,23 +8,18 @@ import logging
 import signal
 import threading
 import time
-import uuid
 from collections.abc import Callable, Coroutine, Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from pickaxe import _values
 from pickaxe._durations import humanise
 from pickaxe._failpoints import failpoint
-from pickaxe._inject import Context
-from pickaxe._specs import ToolSpec
 from pickaxe._states import StepState
 from pickaxe.engine import _errors
-from pickaxe.engine import _limiter as limiter
-from pickaxe.engine._dispatch import claims_of
+from pickaxe.engine._claims import Attempt, token
+from pickaxe.engine._doubt import answered, doubt
 from pickaxe.engine._engine import Engine
-from pickaxe.engine._gate import Throttled, enter, may_start
+from pickaxe.engine._gate import Throttled, enter
 from pickaxe.engine._released import publish_released
 from pickaxe.engine._transitions import step_entry
 from pickaxe.errors import (
@@ -35,13 +30,11 @@ from pickaxe.errors import (
     PickaxeError,
     RetryLater,
     ServiceUnavailableError,
+    TransactionError,
 )
 from pickaxe.store import Claim, Outcome, Settled
 
 logger = logging.getLogger("pickaxe.tool")
-
-GRACE = 2.0
-"""Seconds past its timeout that a call may take to stop by itself, before the sweeper takes it away."""
 
 PERSISTENCE = 600.0
 """Seconds for which an outcome is offered to a Postgres that is away, before the call is given up to run again."""
@@ -51,117 +44,41 @@ LAST_TRY = 3.0
 
 T = TypeVar("T")
 
-_FINAL = (NonRetryableError, InputError, OutputError, PayloadError)
+_FINAL = (NonRetryableError, InputError, OutputError, PayloadError, TransactionError)
 
 
 class Unwanted(BaseException):
     """Raised in a running async tool's place when its call was cancelled."""
 
 
-@dataclass(slots=True)
-class Attempt:
-    """One claimed attempt of one call."""
-
-    engine: Engine
-    spec: ToolSpec
-    claim: Claim
-    owner: str
-    context: Context
-    gate: tuple[limiter.Claim, ...] = ()
-    task: asyncio.Task[Any] | None = None
-    loop: asyncio.AbstractEventLoop | None = None
-    _misses: int = 0
-
-    @property
-    def token(self) -> str:
-        """How `Store.beat` names this attempt."""
-        return token(self.claim.run, self.claim.key, self.claim.attempt)
-
-    @property
-    def timeout(self) -> float | None:
-        """Seconds this attempt may take: its own timeout, or what the total leaves."""
-        own = self.claim.options.get("timeout")
-        if self.claim.expires is None:
-            return float(own) if own is not None else None
-        left = max(0.001, self.claim.expires - self.claim.now)
-        return min(float(own), left) if own is not None else left
-
-    def arguments(self) -> dict[str, Any]:
-        """What the body is called with."""
-        signature = self.spec.signature
-        return signature.decode_input(self.claim.input) | signature.inject(self.context)
-
-    def missed(self) -> bool:
-        """Another beat did not find this call. True from the second time on."""
-        self._misses += 1
-        return self._misses > 1
-
-    def unwanted(self) -> None:
-        """The log says this call is over: tell the body."""
-        self.context._cancelled.set()
-        if self.loop is not None and self.task is not None:
-            self.loop.call_soon_threadsafe(self.task.cancel)
-
-
-def token(run: uuid.UUID, key: str, attempt: int) -> str:
-    """How `Store.beat` names an attempt."""
-    return f"{run} {attempt} {key}"
-
-
-def claim(engine: Engine, spec: ToolSpec, message: dict[str, Any]) -> Attempt | None:
-    """Own a call's next attempt, if its limits let it start now; else nothing is taken."""
-    queue = engine.current_queue() or spec.queue
-    if not may_start(engine, message, spec.name, queue):
-        return None
-    run, key, attempt = uuid.UUID(message["run"]), str(message["step"]), int(message["attempt"])
-    owner = engine.owner
-    with engine.running.expected([token(run, key, attempt)]):
-        failpoint("claim.before")
-        claimed = engine.store.claim(run, key, attempt, owner, grace=GRACE, seen=engine.sticky.seen(run))
-        failpoint("claim.after")
-        if claimed is None:
-            return None
-        gate = claims_of(engine, queue, claimed.options.get("limits") or [])
-        return own(engine, spec, claimed, owner, gate)
-
-
-def own(engine: Engine, spec: ToolSpec, claimed: Claim, owner: str, gate: tuple[limiter.Claim, ...] = ()) -> Attempt:
-    """The attempt of a call that is already claimed. `gate` are the limits to pass right before the body."""
-    context = Context(
-        run=str(claimed.run), step=claimed.key, tool=spec.name, attempt=claimed.attempt,
-        idempotency_key=f"{claimed.run}/{claimed.key}", root=str(claimed.root),
-    )  # fmt: skip
-    attempt = Attempt(engine, spec, claimed, owner, context, gate)
-    if attempt.timeout is not None:
-        context.deadline = datetime.fromtimestamp(claimed.now, UTC) + timedelta(seconds=attempt.timeout)
-    context._beat = lambda value: _beat(attempt, value)
-    engine.running.add(attempt.token, attempt)
-    engine.transitions.tell(
-        claimed.run, step_entry(claimed.key, claimed.name, "running", claimed.attempt, worker=engine.process)
-    )
-    return attempt
-
-
 def run_sync(attempt: Attempt) -> Any:
     """Run the body in this thread. Async bodies run on the process's background loop."""
-    if attempt.spec.is_async:
+    if attempt.is_async:
         return attempt.engine.background.run(run_async(attempt))
     arguments = attempt.arguments()
     enter(attempt.engine, attempt.gate)
-    with _alarm(attempt.timeout):
-        return attempt.spec.function(**arguments)
+    attempt.begin()
+    with _alarm(attempt):
+        return attempt.function(**arguments)
 
 
 async def run_async(attempt: Attempt) -> Any:
     """Run an async body in this loop."""
+    if not attempt.is_async:
+        return await asyncio.to_thread(run_sync, attempt)
     arguments = attempt.arguments()
     if attempt.gate:
         await asyncio.to_thread(enter, attempt.engine, attempt.gate)
     attempt.loop = asyncio.get_running_loop()
-    attempt.task = asyncio.ensure_future(_contained(attempt.spec.function(**arguments)))
+    attempt.begin()
+    attempt.task = asyncio.ensure_future(_contained(attempt.function(**arguments)))
+    limit = asyncio.timeout(attempt.timeout)
     try:
-        async with asyncio.timeout(attempt.timeout):
+        async with limit:
             return await attempt.task
+    except TimeoutError:
+        attempt.interrupted = limit.expired()
+        raise
     except asyncio.CancelledError:
         if attempt.context.cancelled:
             raise Unwanted from None
@@ -204,6 +121,13 @@ def raised(attempt: Attempt, error: BaseException) -> Outcome | None:
         # Once it is its worker that goes down. A body that itself raises this must not be run again and again at once.
         give_back(attempt, "its worker is going down", wait=min(60.0, attempt.claim.deaths**2))
         raise error
+    if attempt.claim.reconciling:
+        failed = answered(attempt, error)
+        return None if failed is None else _outcome(attempt, StepState.FAILED, error=failed)
+    if attempt.in_doubt and attempt.interrupted and isinstance(error, TimeoutError):
+        what = f"did not end within {humanise(attempt.timeout or 0.0)}"
+        doubt(attempt, f"attempt {attempt.claim.attempt} {what}", spared=0, error=_errors.timed_out(what))
+        return None
     wait = _wait_before_retry(attempt, error)
     if wait is not None:
         _retry(attempt, error, wait)
@@ -220,7 +144,13 @@ def _outcome(attempt: Attempt, state: StepState, *, output: str | None = None, e
 
 
 def give_back(attempt: Attempt, reason: str, *, wait: float = 0.0) -> None:
-    """Return an unfinished call, to be run elsewhere, in `wait` seconds. It costs none of its tries."""
+    """Return an unfinished call, to be run elsewhere, in `wait` seconds. It costs none of its tries.
+
+    One that may only run once, and has begun, is set aside instead.
+    """
+    if attempt.in_doubt or attempt.claim.reconciling:
+        doubt(attempt, reason, wait=wait)
+        return
     attempt.engine.running.remove(attempt.token)
     try:
         attempt.engine.store.retry_step(
@@ -263,6 +193,7 @@ def settle(engine: Engine, outcome: Outcome) -> Settled:
 def told(engine: Engine, outcome: Outcome, settled: Settled) -> None:
     """What follows from an outcome that was recorded, or refused."""
     claim = outcome.claim
+    engine.running.end(_name(claim))
     if not settled.accepted:
         logger.warning(
             "%s: the result came too late and was refused: the call is somebody else's now, or over", _name(claim)
@@ -290,6 +221,7 @@ def _retry(attempt: Attempt, error: BaseException, wait: float) -> None:
         reason=f"attempt {claim.attempt} failed ({failed['type']}), next in {humanise(wait)}",
     ))  # fmt: skip
     failpoint("retry.after")
+    attempt.ended()
     engine.nudge(wait)
     if given_back:
         engine.transitions.tell(
@@ -317,25 +249,16 @@ def _wait_before_retry(attempt: Attempt, error: BaseException) -> float | None:
     return wait
 
 
-def _beat(attempt: Attempt, value: Any) -> bool:
-    text = None if value is None else _values.dump(value)
-    wanted = attempt.engine.store.progress(attempt.claim, attempt.owner, progress=text, grace=GRACE)
-    if wanted and value is not None:
-        claim = attempt.claim
-        attempt.engine.transitions.tell(
-            claim.run, step_entry(claim.key, claim.name, "progress", claim.attempt, value=value)
-        )
-    return wanted
-
-
 @contextlib.contextmanager
-def _alarm(timeout: float | None) -> Iterator[None]:
-    """Interrupts the main thread after `timeout` seconds. Elsewhere the sweeper takes the call away."""
+def _alarm(attempt: Attempt) -> Iterator[None]:
+    """Interrupts the main thread when the attempt's time is up. Elsewhere the sweeper takes the call away."""
+    timeout = attempt.timeout
     if timeout is None or threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def ring(*_: object) -> None:
+        attempt.interrupted = True
         raise TimeoutError
 
     before = signal.signal(signal.SIGALRM, ring)

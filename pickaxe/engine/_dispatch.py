@@ -41,6 +41,7 @@ def tool_message(step: StepDue) -> Message:
             "attempt": attempt,
             "priority": step.priority,
             "limits": step.options.get("limits", []),
+            **({"suspect": True} if step.strikes >= 1 else {}),
         },
         queue=step.queue, priority=step.priority, argsrepr=step.input[:200], root=str(step.root),
     )  # fmt: skip

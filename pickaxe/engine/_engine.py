@@ -39,6 +39,7 @@ class Running:
     def __init__(self) -> None:
         self._calls: dict[str, Any] = {}
         self._expected: Counter[str] = Counter()
+        self._begun: dict[str, Any] = {}
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
@@ -65,6 +66,21 @@ class Running:
         with self._lock:
             return dict(self._calls)
 
+    def begin(self, token: str, attempt: Any) -> None:
+        """From now on only this process knows what has become of a call that may not be run twice."""
+        with self._lock:
+            self._begun[token] = attempt
+
+    def end(self, token: str) -> None:
+        """The log knows."""
+        with self._lock:
+            self._begun.pop(token, None)
+
+    def begun(self, token: str) -> Any:
+        """The attempt, if it may have had its effect, and the log does not know of it yet. Else None."""
+        with self._lock:
+            return self._begun.get(token)
+
     def strays(self, owned: Iterable[str]) -> set[str]:
         """Those of `owned` that this process knows nothing of."""
         with self._lock:
@@ -75,7 +91,8 @@ class Engine:
     """What every part of the engine works with.
 
     `owner` is this process's incarnation: random per process start, and new again if the process was
-    declared dead and came back. `stopping` tells whether its worker was told to stop.
+    declared dead and came back. `family` is its worker's: a prefork worker's processes share it. `stopping` tells
+    whether that worker was told to stop.
     """
 
     def __init__(
@@ -103,6 +120,7 @@ class Engine:
         self.running = Running()
         self.sticky = Sticky(settings.sticky)
         self.owner = new_owner()
+        self.family = new_owner()
         self.worker_name = ""
         self.limiter = RateLimiter(redis_client, lead=5.0)
         self.transitions = Transitions(redis_client, ttl=settings.stream_ttl)
@@ -124,6 +142,11 @@ class Engine:
         """The queue that the running task's message came from, "" outside of tasks."""
         message = current_message()
         return message.queue if message else ""
+
+    def is_redelivered(self) -> bool:
+        """Whether the running task's message has been handed out before, to a process that did not finish it."""
+        message = current_message()
+        return message is not None and message.redelivered
 
     @property
     def host(self) -> str:

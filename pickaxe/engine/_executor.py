@@ -24,11 +24,14 @@ from pickaxe._states import RunState, StepKind, StepState
 from pickaxe._texts import storable
 from pickaxe.core._records import Decision
 from pickaxe.engine import _errors, _inline
-from pickaxe.engine._attempts import Attempt, insist, token, told
+from pickaxe.engine._attempts import insist, told
 from pickaxe.engine._cancellation import cancel_orphans
+from pickaxe.engine._claims import Attempt, token
 from pickaxe.engine._dispatch import agent_message, dispatch, publish, publish_run
+from pickaxe.engine._doubt import is_once
 from pickaxe.engine._engine import Engine
 from pickaxe.engine._plan import Plan, plan_steps
+from pickaxe.engine._quarantine import watched
 from pickaxe.engine._released import publish_released
 from pickaxe.engine._sticky import Kept
 from pickaxe.engine._stint import Stint
@@ -59,7 +62,12 @@ def execute(engine: Engine, run: uuid.UUID, stint: Stint) -> list[Attempt]:
             let_go(engine, turn)
             return []
         try:
-            _, commit, attempts = _carry_out(engine, turn, *_decided(engine, turn, stint), None)
+            with watched(engine, turn.row) as may_go:
+                if not may_go:
+                    stint.woken = False
+                    let_go(engine, turn)
+                    return []
+                _, commit, attempts = _carry_out(engine, turn, *_decided(engine, turn, stint), None)
         except ServiceUnavailableError:
             raise
         except (Exception, KeyboardInterrupt) as error:
@@ -80,8 +88,8 @@ def go_on(engine: Engine, outcome: Outcome, stint: Stint) -> list[Attempt] | Non
     Returns the calls to be run here next.
     """
     claim = outcome.claim
-    if claim.group is not None or claim.deaths:
-        return None  # what its worker has died of once is recorded before the agent sees it
+    if claim.group is not None or claim.deaths or is_once(claim.options):
+        return None  # what may not be lost, or was lost once, is recorded before the agent sees it
     try:
         turn = turn_after(engine, claim)
         if turn is None:

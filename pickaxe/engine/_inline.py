@@ -9,7 +9,7 @@ from pickaxe import _values
 from pickaxe._specs import ToolSpec
 from pickaxe._states import StepState
 from pickaxe.core._records import Request
-from pickaxe.engine._attempts import GRACE, Attempt, own, token
+from pickaxe.engine._claims import GRACE, Attempt, own, token
 from pickaxe.engine._engine import Engine
 from pickaxe.engine._plan import Plan
 from pickaxe.store import Claim, RunRow
@@ -49,5 +49,5 @@ def _born(row: RunRow, request: Request) -> Claim:
     return Claim(
         row.id, request.key, request.name, request.digest, request.input, options, 1, 0, request.group, None,
         row.agent, row.root, row.queue, row.priority, row.chapter, row.epoch, row.head, row.wake,
-        None if total is None else now + float(total), now, read,
+        None if total is None else now + float(total), now, read=read,
     )  # fmt: skip

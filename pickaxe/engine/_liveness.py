@@ -14,6 +14,7 @@ import threading
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
+from pickaxe.engine._doubt import doubt
 from pickaxe.engine._engine import Engine, new_owner
 from pickaxe.errors import PickaxeError
 
@@ -81,17 +82,22 @@ class Liveness:
     def _give_back_strays(self, strays: set[str]) -> None:
         """Calls that this process owns and does not run: the answer to a claim, or an outcome, never got through.
 
-        Nobody else may touch them while this process lives. One that is just ending looks like that too: ask twice.
+            Nobody else may touch them while this process lives. One that is just ending looks like that too: ask twice.
+        Whether its body has begun, this process knows: only then can one that may run once be in doubt.
         """
         for token in strays & self._strays:
-            if self._engine.store.give_back(token, self._engine.owner):
+            if (lost := self._engine.running.begun(token)) is not None:
+                doubt(lost, "its outcome could not be recorded")
+            elif self._engine.store.give_back(token, self._engine.owner):
                 logger.warning("%s: this process owns it and does not run it: it is issued again", token)
         self._strays = strays
 
     def _register(self) -> None:
         engine = self._engine
         handles = [*engine.agents, *engine.tools]
-        self._slot = engine.store.register_worker(engine.owner, name=engine.host, pid=os.getpid(), handles=handles)
+        self._slot = engine.store.register_worker(
+            engine.owner, name=engine.host, pid=os.getpid(), handles=handles, family=engine.family
+        )
         self._lock_holder = engine.store.lock(self._slot)
 
     def _let_go(self) -> None:

@@ -21,13 +21,19 @@ from sqlalchemy.exc import DBAPIError
 
 from pickaxe import _values
 from pickaxe._durations import humanise
+from pickaxe._effects import Effect
 from pickaxe._failpoints import FailpointError, failpoint
 from pickaxe._retry import Retry
 from pickaxe._states import StepState
 from pickaxe.engine import _errors
 from pickaxe.engine._cancellation import cancel
+from pickaxe.engine._claims import token
 from pickaxe.engine._dispatch import agent_message, dispatch, publish, publish_run
+from pickaxe.engine._doubt import is_once, overdue
+from pickaxe.engine._effects import transaction_name
 from pickaxe.engine._engine import NUDGE, Engine, new_owner
+from pickaxe.engine._purge import Purge
+from pickaxe.engine._quarantine import reclaim
 from pickaxe.engine._released import publish_released
 from pickaxe.engine._transitions import step_entry
 from pickaxe.errors import PickaxeError, ServiceUnavailableError
@@ -58,6 +64,7 @@ class Sweeper:
         self._leading: Connection | None = None
         self._swept = 0.0
         self._steadiness = Steadiness()
+        self._purge = Purge(engine)
 
     def start(self) -> None:
         """Stand for election from now on."""
@@ -92,6 +99,7 @@ class Sweeper:
         if time.monotonic() - self._swept >= self._engine.settings.sweep_every / 2:
             self._swept = time.monotonic()
             sweep(self._engine, bury=self._steadiness.steady)
+            self._purge()
         else:
             release_due(self._engine)
         return max(SHORTEST, self._engine.store.next_due(self._engine.settings.sweep_every))
@@ -177,9 +185,7 @@ def sweep(engine: Engine, *, bury: bool = True) -> None:
     """One round: everything that is due now. With `bury`, who gives no sign of life is declared dead."""
     failpoint("sweep.before")
     _look_for_lost_broker(engine)
-    if bury:
-        _bury(engine)
-    _reclaim(engine)
+    reclaim(engine, bury=bury)
     _time_out(engine)
     for run, key in engine.store.due_lookbacks():
         with _apart(run):
@@ -238,28 +244,17 @@ def _look_for_lost_broker(engine: Engine) -> None:
         logger.debug("Redis is away: %s", error)
 
 
-def _bury(engine: Engine) -> None:
-    settings = engine.settings
-    for worker in engine.store.bury_workers(dead=settings.dead_after, vanished=settings.vanished_after):
-        logger.warning("worker process %s %s is gone", worker.name, worker.pid)
-
-
-def _reclaim(engine: Engine) -> None:
-    failpoint("reclaim.before")
-    for step in engine.store.reclaim_steps():
-        logger.warning("step %s of run %s was in %s, which died: it is issued again", step.key, step.run_id, step.owner)
-        engine.transitions.tell(step.run_id, step_entry(step.key, "", "lost", step.attempt, worker=step.owner))
-    failpoint("reclaim.after")
-
-
 def _time_out(engine: Engine) -> None:
     for step in engine.store.overdue_steps():
         with _apart(step.run_id):
             _overdue(engine, step)
     for step in engine.store.expired_steps():
         what = "did not start within its schedule timeout" if step.unstarted else "did not end within its total timeout"
-        # As it was seen: a call that was claimed or given back meanwhile has another state or attempt.
         with _apart(step.run_id):
+            if step.state == StepState.RUNNING and is_once(options := _values.load(step.options)):
+                overdue(engine, step, what, options)
+                continue
+            # As it was seen: a call that was claimed or given back meanwhile has another state or attempt.
             _fail(engine, step, what, [StepState(step.state)], {"attempt": step.attempt})
     for run in engine.store.overdue_runs():
         with _apart(run):
@@ -274,7 +269,14 @@ def _overdue(engine: Engine, step: Row[Any]) -> None:
     retry = spec.retry if spec is not None else Retry()
     attempts = int(options.get("attempts", retry.attempts))
     tried = step.attempt - step.deaths
+    if options.get("effect") == Effect.TRANSACTIONAL:
+        # Its locks would hold up the next attempt.
+        owned = token(step.run_id, step.key, step.attempt)
+        engine.store.end_transactions([transaction_name(step.owner, owned)])
     what = f"did not end within {humanise(options.get('timeout') or step.now - step.started)}"
+    if is_once(options):
+        overdue(engine, step, what, options)
+        return
     if tried >= attempts or not retry.allows(TimeoutError()):
         _fail(engine, step, what, [StepState.RUNNING], {"attempt": step.attempt, "owner": step.owner})
         return

@@ -8,15 +8,16 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from pickaxe._effects import Effect
 from pickaxe._specs import ToolSpec
 from pickaxe._states import StepState
-from pickaxe.engine import _attempts
-from pickaxe.engine._attempts import Attempt
+from pickaxe.engine import _attempts, _claims, _effects
+from pickaxe.engine._claims import Attempt
 from pickaxe.engine._dispatch import agent_message, publish
 from pickaxe.engine._engine import Engine
 from pickaxe.engine._executor import execute, go_on
 from pickaxe.engine._stint import Stint
-from pickaxe.store import Outcome
+from pickaxe.store import Outcome, Settled
 
 
 def reduce(engine: Engine, run: uuid.UUID) -> None:
@@ -34,73 +35,81 @@ def call(engine: Engine, spec: ToolSpec, message: dict[str, Any], *, chord: bool
 async def call_async(engine: Engine, spec: ToolSpec, message: dict[str, Any], *, chord: bool) -> None:
     """`call` on an event loop: async bodies run on it, everything else in threads."""
     stint = Stint(engine)
-    todo = await _from_thread(lambda: _claimed(engine, spec, message))
+    todo = await _from_thread(partial(_claimed, engine, spec, message))
     try:
         while todo:
-            attempt = todo.pop(0)
-            try:
-                value, error = await _body(attempt), None
-            except asyncio.CancelledError:
-                todo.insert(0, attempt)
-                raise
-            except BaseException as raised:  # noqa: BLE001 - whatever a tool raises is its outcome, and is recorded
-                value, error = None, raised
-            record = partial(_record, attempt, value, error, stint, last=not todo, chord=chord)
-            todo += await _from_thread(record)
+            attempt, last = todo.pop(0), not todo
+            work = partial(_work, attempt)
+            if attempt.is_async:
+                try:
+                    value, error = await _attempts.run_async(attempt), None
+                except asyncio.CancelledError:
+                    todo.insert(0, attempt)
+                    raise
+                except BaseException as raised:  # noqa: BLE001 - whatever a tool raises is recorded
+                    value, error = None, raised
+                work = partial(_ended, attempt, value, error)
+            todo += await _from_thread(partial(_follow, attempt, work, stint, last=last, chord=chord))
     finally:
         if todo:
             await asyncio.to_thread(_give_back, todo)
-
-
-def _claimed(engine: Engine, spec: ToolSpec, message: dict[str, Any]) -> list[Attempt]:
-    attempt = _attempts.claim(engine, spec, message)
-    return [] if attempt is None else [attempt]
 
 
 def work_off(todo: list[Attempt], stint: Stint, *, chord: bool = False) -> None:
     """Run and record these calls, and those that follow from them."""
     try:
         while todo:
-            attempt, error, value = todo.pop(0), None, None
-            try:
-                value = _attempts.run_sync(attempt)
-            except BaseException as raised:  # noqa: BLE001 - whatever a tool raises is its outcome, and is recorded
-                error = raised
-            todo += _record(attempt, value, error, stint, last=not todo, chord=chord)
+            attempt = todo.pop(0)
+            todo += _follow(attempt, partial(_work, attempt), stint, last=not todo, chord=chord)
     finally:
         _give_back(todo)
         stint.end()
 
 
-async def _body(attempt: Attempt) -> Any:
-    if attempt.spec.is_async:
-        return await _attempts.run_async(attempt)
-    return await asyncio.to_thread(_attempts.run_sync, attempt)
+def _claimed(engine: Engine, spec: ToolSpec, message: dict[str, Any]) -> list[Attempt]:
+    attempt = _claims.claim(engine, spec, message)
+    return [] if attempt is None else [attempt]
 
 
-def _record(
-    attempt: Attempt, value: Any, error: BaseException | None, stint: Stint, *, last: bool, chord: bool
-) -> list[Attempt]:
+Ended = tuple[Outcome | None, Settled | None]
+"""An attempt's outcome, if it has one, and what recording it has done, if it is recorded."""
+
+
+def _work(attempt: Attempt) -> Ended:
+    if attempt.spec.effect is Effect.TRANSACTIONAL:
+        return _effects.in_transaction(attempt)
+    value, error = None, None
+    try:
+        value = _attempts.run_sync(attempt)
+    except BaseException as raised:  # noqa: BLE001 - whatever a tool raises is its outcome, and is recorded
+        error = raised
+    return _ended(attempt, value, error)
+
+
+def _ended(attempt: Attempt, value: Any, error: BaseException | None) -> Ended:
+    return (_attempts.returned(attempt, value) if error is None else _attempts.raised(attempt, error)), None
+
+
+def _follow(attempt: Attempt, work: Callable[[], Ended], stint: Stint, *, last: bool, chord: bool) -> list[Attempt]:
     """Record how an attempt ended. Returns the calls to be run here next."""
     engine, claim = attempt.engine, attempt.claim
     try:
-        outcome = _attempts.returned(attempt, value) if error is None else _attempts.raised(attempt, error)
-        if outcome is not None:
+        outcome, settled = work()
+        if outcome is not None and settled is None:
             if last and not stint.woken and stint.resumes(claim):
                 following = go_on(engine, outcome, stint)
                 if following is not None:
                     return following
-            _settle(engine, outcome, stint, chord=chord)
+            settled = _attempts.settle(engine, outcome)
+        if outcome is not None and settled is not None and settled.woken:
+            _woken(engine, outcome, settled, stint, chord=chord)
     finally:
         # If nothing was recorded, the next beats find that this process owns a call that it does not run.
         engine.running.remove(attempt.token)
     return execute(engine, claim.run, stint) if last and stint.woken else []
 
 
-def _settle(engine: Engine, outcome: Outcome, stint: Stint, *, chord: bool) -> None:
-    settled = _attempts.settle(engine, outcome)
-    if not settled.woken:
-        return
+def _woken(engine: Engine, outcome: Outcome, settled: Settled, stint: Stint, *, chord: bool) -> None:
     claim = outcome.claim
     if stint.resumes(claim):
         stint.woken = True

@@ -58,6 +58,7 @@ class Database:
         self.patience = patience
         self._pool_size = pool_size
         self._engine: Engine | None = None
+        self._tool_engine: Engine | None = None
         self._lock = threading.Lock()
         self._asked = threading.local()
 
@@ -67,32 +68,40 @@ class Database:
         if self._engine is None:
             with self._lock:
                 if self._engine is None:
-                    self._engine = self._connect()
+                    self._engine = self._connect(isolation_level="AUTOCOMMIT", skip_autocommit_rollback=True)
         return self._engine
 
-    def _connect(self) -> Engine:
+    @property
+    def tool_engine(self) -> Engine:
+        """Connections for transactional tools, apart from our own: a tool may leave anything behind."""
+        if self._tool_engine is None:
+            with self._lock:
+                if self._tool_engine is None:
+                    self._tool_engine = self._connect()
+        return self._tool_engine
+
+    def _connect(self, **options: Any) -> Engine:
         return create_engine(
             self.url,
-            isolation_level="AUTOCOMMIT",
             pool_size=self._pool_size,
             max_overflow=self._pool_size,
             pool_timeout=30,
-            skip_autocommit_rollback=True,
             connect_args={"connect_timeout": 5, "application_name": "pickaxe", **_SILENCE},
+            **options,
         )
 
     def forked(self) -> None:
         """Forget the parent's connections, which belong to the parent."""
-        if self._engine is not None:
-            self._engine.dispose(close=False)
-        self._engine = None
+        for engine in filter(None, (self._engine, self._tool_engine)):
+            engine.dispose(close=False)
+        self._engine = self._tool_engine = None
         self._lock = threading.Lock()
 
     def close(self) -> None:
         """Close all idle connections."""
-        if self._engine is not None:
-            self._engine.dispose()
-            self._engine = None
+        for engine in filter(None, (self._engine, self._tool_engine)):
+            engine.dispose()
+        self._engine = self._tool_engine = None
 
     @property
     def place(self) -> str:

@@ -23,16 +23,26 @@ tried again after 1.5 s at most, and a beat that was given up follows the next."
 BATCH = 500
 """Rows a sweep takes at a time."""
 
+LATELY = 600.0
+"""Seconds for which a death makes the fleet look closer at what was begun and not ended."""
+
 
 class FleetStore:
     """See the module."""
 
     database: Database
     redispatch: float
+    losses: bool = True
+    """Whether a process of the fleet has died lately, as far as this one's last beat could tell."""
 
-    def register_worker(self, worker: str, *, name: str, pid: int, handles: Sequence[str]) -> int:
-        """Make a process known. Returns the slot whose session lock it must hold."""
-        row = self.database.one("register_worker", id=worker, name=name, pid=pid, handles=_values.dump(sorted(handles)))
+    def register_worker(self, worker: str, *, name: str, pid: int, handles: Sequence[str], family: str = "") -> int:
+        """Make a process known. Returns the slot whose session lock it must hold.
+
+        `family` is what all processes of one worker share.
+        """
+        row = self.database.one(
+            "register_worker", id=worker, name=name, pid=pid, handles=_values.dump(sorted(handles)), family=family
+        )
         return int(row.slot)
 
     def lock(self, slot: int) -> Connection | None:
@@ -66,8 +76,11 @@ class FleetStore:
 
     def beat(self, worker: str) -> list[str] | None:
         """A sign of life: the steps the process owns, as `"run attempt key"`, or None if it was buried."""
-        row = self.database.row("beat", id=worker)
-        return None if row is None else list(row.owned)
+        row = self.database.row("beat", id=worker, lately=LATELY)
+        if row is None:
+            return None
+        self.losses = row.losses
+        return list(row.owned)
 
     def end_worker(self, worker: str, how: str) -> None:
         """A process leaves in good order."""
@@ -78,10 +91,6 @@ class FleetStore:
         return self.database.rows(
             "bury_workers", dead=dead, vanished=vanished, lock_class=LOCK_CLASS, found_again=FOUND_AGAIN
         )
-
-    def reclaim_steps(self) -> Sequence[Row[Any]]:
-        """Take the steps of dead processes away from them."""
-        return self.database.rows("reclaim_steps", batch=BATCH)
 
     def due_runs(self, cap: float) -> Sequence[Row[Any]]:
         """Runs to be published now."""
@@ -140,6 +149,18 @@ class FleetStore:
         before: str | None = self.database.one("broker_seen", incarnation=incarnation).before
         return before
 
-    def set_aside(self, *, reason: str, body: str, headers: str) -> int:
-        """Keep a message that could not be read. Returns its number."""
-        return int(self.database.one("set_aside", reason=storable(reason), body=storable(body), headers=headers).id)
+    def set_aside(self, *, reason: str, body: str, headers: str, queue: str = "", message: str | None = None) -> int:
+        """Keep a message that could not be read; `message` is what it takes to send it again. Returns its number."""
+        row = self.database.one(
+            "set_aside", reason=storable(reason), body=storable(body), headers=headers, queue=storable(queue),
+            message=message,
+        )  # fmt: skip
+        return int(row.id)
+
+    def drop_dead_letter(self, number: int) -> bool:
+        """Forget a dead letter. False if there is none of that number."""
+        return self.database.row("drop_dead_letter", id=number) is not None
+
+    def purge(self, what: str, keep: float) -> int:
+        """Delete `workers`, `events`, `dead_letters` or `suspects` older than `keep` seconds. Returns how many."""
+        return len(self.database.rows(f"purge_{what}", keep=keep, batch=BATCH))

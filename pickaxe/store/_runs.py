@@ -59,6 +59,7 @@ class RunRow:
     started: float | None
     now: float
     cancel: CancelRecord | None
+    dispatches: int = 0
     read: float = field(default_factory=time.monotonic, compare=False)
 
 
@@ -100,7 +101,8 @@ class Claim:
     """A step, owned. `expires` and `now` are epoch seconds on the database's clock.
 
     `agent`, `root`, `queue` and `priority` are its run's: what it takes to publish that. So are `chapter`, `epoch`,
-    `head` and `wake`: where the run was at that moment.
+    `head` and `wake`: where the run was at that moment. `strikes` are the deaths the step is charged with;
+    `reconciling`: it is not to be run, but to be asked whether it has been.
     """
 
     run: uuid.UUID
@@ -123,6 +125,8 @@ class Claim:
     wake: int
     expires: float | None
     now: float
+    strikes: float = 0.0
+    reconciling: bool = False
     read: float = field(default_factory=time.monotonic, compare=False)
     news: News | None = field(default=None, compare=False)
 
@@ -174,12 +178,14 @@ class StepDue:
     input: str
     root: uuid.UUID
     granted: bool = False
+    strikes: float = 0.0
 
     @classmethod
     def of(cls, row: Row[Any]) -> StepDue:
         return cls(
             row.run_id, row.key, row.name, row.queue, row.priority, row.attempt,
             _values.load(row.options), row.input, row.root, bool(getattr(row, "granted", False)),
+            float(getattr(row, "strikes", 0.0)),
         )  # fmt: skip
 
 
@@ -259,7 +265,8 @@ class RunStore:
         return Claim(
             run, key, row.own_name, row.own_digest, row.input, _values.load(row.options), row.own_attempt, row.deaths,
             row.own_group, row.history, row.agent, row.root, row.queue, row.priority,
-            row.chapter, row.epoch, row.head, row.wake, row.expires, row.now, self.database.asked_at, news,
+            row.chapter, row.epoch, row.head, row.wake, row.expires, row.now, row.strikes, row.reconciling,
+            self.database.asked_at, news,
         )  # fmt: skip
 
     def settle(
@@ -333,14 +340,15 @@ class RunStore:
 def _run_row(row: Row[Any], read: float) -> RunRow:
     return RunRow(
         row.id, row.agent, row.version, RunState(row.state), row.chapter, row.epoch, row.head, row.wake,
-        row.queue, row.priority, row.input, row.root, row.parent_run, row.started, row.now, _cancel(row), read,
+        row.queue, row.priority, row.input, row.root, row.parent_run, row.started, row.now, _cancel(row),
+        row.dispatches, read,
     )  # fmt: skip
 
 
 def _as_now(seen: RunRow, row: Row[Any], read: float) -> RunRow:
     return replace(
         seen, state=RunState(row.run_state), epoch=row.epoch, head=row.head, wake=row.wake, cancel=_cancel(row),
-        now=row.now, read=read,
+        now=row.now, dispatches=row.dispatches, read=read,
     )  # fmt: skip
 
 
@@ -357,7 +365,7 @@ def _log(rows: Iterable[Row[Any]]) -> Log:
             signals.append(SignalRecord(row.seq, row.at, row.name, row.output))
             continue
         steps.append(_step_record(row))
-        if row.state == StepState.READY and not row.later:
+        if row.state in (StepState.READY, StepState.UNKNOWN) and not row.later:
             ready[row.key] = row.attempt
     return Log(steps, signals, ready)
 

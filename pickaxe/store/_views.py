@@ -59,7 +59,11 @@ class RunView:
 
 @dataclass(frozen=True, slots=True)
 class StepView:
-    """A step as it stands. `history` are its earlier attempts; `child` is the child run it stands for."""
+    """A step as it stands. `history` are its earlier attempts; `child` is the child run it stands for.
+
+    `strikes` are the worker deaths in a row it is charged with; `reconciling`: what runs is its tool's `reconcile`.
+    `effect` is the policy its tool declared when it was called.
+    """
 
     key: str
     kind: str
@@ -68,6 +72,9 @@ class StepView:
     seq: int | None
     attempt: int
     deaths: int
+    strikes: float
+    reconciling: bool
+    effect: str
     worker: str | None
     queue: str | None
     group: str | None
@@ -87,9 +94,10 @@ class StepView:
     @classmethod
     def of(cls, s: Any) -> StepView:
         return cls(
-            s.key, s.kind, s.name, StepState(s.state), s.seq, s.attempt, s.deaths, s.worker, s.queue, s.group_key,
+            s.key, s.kind, s.name, StepState(s.state), s.seq, s.attempt, s.deaths, s.strikes, s.reconciling,
+            _values.load(s.options).get("effect", "idempotent"), s.worker, s.queue, s.group_key,
             s.chapter, _values.load(s.input), _optional(s.output), _optional(s.error), s.reason,
-            _optional(s.progress), _optional(s.history) or [], s.child, s.due, s.created_at, s.started_at,
+            _optional(s.progress), _history(s), s.child, s.due, s.created_at, s.started_at,
             s.finished_at,
         )  # fmt: skip
 
@@ -106,7 +114,12 @@ class Views:
 
     def view_steps(self, run: uuid.UUID) -> list[StepView]:
         """A run's steps, in the order they were asked for."""
-        return [StepView.of(row) for row in self.database.rows("view_steps", run=run)]
+        return [StepView.of(row) for row in self.database.rows("view_steps", run=run, key=None)]
+
+    def view_step(self, run: uuid.UUID, key: str) -> StepView | None:
+        """One step, or None."""
+        row = self.database.row("view_steps", run=run, key=key)
+        return None if row is None else StepView.of(row)
 
     def recorded_input(self, run: uuid.UUID, key: str) -> str:
         """The arguments a step was recorded with, as JSON text."""
@@ -148,6 +161,10 @@ class Views:
         """Worker processes that have not ended."""
         return self._all(select(Worker).where(col(Worker.ended_at).is_(None)).order_by(col(Worker.slot)))
 
+    def view_dead_letter(self, number: int) -> DeadLetter | None:
+        """One of them, or None."""
+        return next(iter(self._all(select(DeadLetter).where(DeadLetter.id == number))), None)
+
     def list_dead_letters(self, limit: int = 50) -> list[DeadLetter]:
         """Messages that could not be read, newest first."""
         return self._all(select(DeadLetter).order_by(col(DeadLetter.id).desc()).limit(limit))
@@ -166,6 +183,12 @@ class Views:
                 return work(session)
 
         return self.database.patiently(attempt)
+
+
+def _history(step: Any) -> list[dict[str, Any]]:
+    exits = step.exits or {}
+    past = _optional(step.history) or []
+    return [{**entry, "exit": exits.get(entry["process"])} if "process" in entry else entry for entry in past]
 
 
 def _optional(text: str | None) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import uuid
 from datetime import datetime
 
-from sqlalchemy import BigInteger, Column, DateTime, Identity, Integer, MetaData, SmallInteger, Text
+from sqlalchemy import REAL, BigInteger, Column, DateTime, Identity, Integer, MetaData, SmallInteger, Text
 from sqlmodel import Field, SQLModel
 
 SCHEMA = "pickaxe"
@@ -86,6 +86,8 @@ class Step(Table, table=True):
     born: int
     attempt: int
     deaths: int
+    strikes: float = Field(sa_type=REAL)
+    reconciling: bool
     owner: str | None = Field(sa_column=_text(required=False))
     ran_by: str | None = Field(sa_column=_text(required=False))
     due: datetime | None = Field(sa_column=_time())
@@ -150,6 +152,21 @@ class Worker(Table, table=True):
     beat_at: datetime = Field(sa_column=_time(required=True))
     ended_at: datetime | None = Field(sa_column=_time())
     ended: str | None = Field(sa_column=_text(required=False))
+    family: str = Field(sa_column=_text())
+    exit: str | None = Field(sa_column=_text(required=False))
+    held: int
+    suspects: int
+
+
+class Suspect(Table, table=True):
+    """A reduction that may kill its worker, and who is at it."""
+
+    __tablename__ = "suspect"
+
+    run_id: uuid.UUID = Field(primary_key=True, foreign_key="pickaxe.run.id", ondelete="CASCADE")
+    owner: str = Field(sa_column=Column(Text, primary_key=True))
+    epoch: int
+    noted_at: datetime = Field(sa_column=_time(required=True))
 
 
 class DeadLetter(Table, table=True):
@@ -161,6 +178,8 @@ class DeadLetter(Table, table=True):
     reason: str = Field(sa_column=_text())
     body: str = Field(sa_column=_text())
     headers: str = Field(sa_column=_text())
+    queue: str = Field(sa_column=_text())
+    message: str | None = Field(sa_column=_text(required=False))
     created_at: datetime = Field(sa_column=_time(required=True))
 
 

@@ -14,8 +14,9 @@ def test_a_report_waits_for_its_review():
 ```
 """
 
+from pickaxe.testing._deaths import dies
 from pickaxe.testing._rows import Step
 from pickaxe.testing._simulation import Simulation, SimulationError, simulate
 from pickaxe.testing._tools import takes
 
-__all__ = ["Simulation", "SimulationError", "Step", "simulate", "takes"]
+__all__ = ["Simulation", "SimulationError", "Step", "dies", "simulate", "takes"]

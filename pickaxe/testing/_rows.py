@@ -20,7 +20,8 @@ class Step:
     """One step of a simulated run, as the log has it.
 
     `attempt` counts the tries, `seq` is its place among what arrived at the run, `at` when it ended;
-    `input`, `output` and `error` are JSON as Python sees it. `group` is the `gather` it belongs to.
+    `input`, `output` and `error` are JSON as Python sees it. `group` is the `gather` it belongs to. `deaths` are the
+    attempts that cost none of its tries, `reason` is why it was set aside.
     """
 
     key: str
@@ -40,6 +41,12 @@ class Step:
     attempt: int = 0
     seq: int | None = None
     ended: float = 0.0
+    died: int = 0
+    deaths: int = 0
+    strikes: int = 0
+    questions: int = 0
+    passed: bool = False
+    reason: str | None = None
     output_json: str | None = None
     error_json: str | None = None
     order: int | None = None

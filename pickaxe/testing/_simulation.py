@@ -15,6 +15,7 @@ from pickaxe.client import Run
 from pickaxe.core._records import Arrival, Decision
 from pickaxe.engine import _turns
 from pickaxe.errors import ConfigurationError, PickaxeError
+from pickaxe.testing._deaths import verdict_of
 from pickaxe.testing._rows import SimulatedRun, Step
 from pickaxe.testing._stuck import describe
 from pickaxe.testing._tools import Bodies
@@ -82,6 +83,7 @@ def simulate(
     signals: Sequence[tuple[When, str, Any]] = (),
     events: Sequence[tuple[Any, ...]] = (),
     cancel: When | None = None,
+    resolve: Sequence[tuple[When, str, Mapping[str, Any]]] = (),
     start: datetime | None = None,
     crash: Literal["everywhere"] | None = None,
     shuffle: int | None = None,
@@ -95,8 +97,10 @@ def simulate(
     `tools` replaces bodies of tools and of child agents, by handle or name: functions of the same
     parameters, sync or async, whose result is validated as the original's. `signals` are `(when, name,
     payload)`, `events` `(when, key, payload)` or `(when, key, payload, scope)`, `cancel` is when the run is
-    cancelled. *when* is a duration after the start (`0`, `"3d"`), a `datetime`, or the key of a step
-    (`"plan#1"`): as soon as that has ended. `start` is the time at the beginning (default: 2024-01-01 UTC).
+    cancelled. `resolve` are `(when, step, {"result": …} | {"failed": "why"} | {"again": True})`: what a
+    person says about a step that was set aside (see `dies`), then, or as soon as it is. *when* is a duration
+    after the start (`0`, `"3d"`), a `datetime`, or the key of a step (`"plan#1"`): as soon as that has ended.
+    `start` is the time at the beginning (default: 2024-01-01 UTC).
 
     `crash="everywhere"` also replays the log from its beginning before everything that arrives, as after a
     crash, and compares: an agent that reads the clock or a global is found out. `shuffle` is a seed: results
@@ -118,7 +122,9 @@ def simulate(
     text = agent.spec.signature.encode_input(args, kwargs, cap=MAX_PAYLOAD)
     priority = agent.spec.priority if agent.spec.priority is not None else 5
     run = new_run(agent.spec, text, priority)
-    _Outside(world, run, began).plan(signals, events, cancel)
+    outside = _Outside(world, run, began)
+    outside.plan(signals, events, cancel)
+    outside.plan_verdicts(resolve)
     world.start(run, agent.spec.timeout)
     try:
         _Driver(world, run, replay=crash == "everywhere").go()
@@ -221,6 +227,12 @@ class _Outside:
         if cancel is not None:
             self._at(cancel, lambda: world.cancel(run, "cancelled by a person"))
         world.on_end = self._ended
+
+    def plan_verdicts(self, verdicts: Iterable[Any]) -> None:
+        """Put what a person says on the agenda."""
+        for when, key, given in verdicts:
+            verdict = verdict_of(given)
+            self._at(when, lambda key=key, verdict=verdict: self._world.person.tell(self._run, key, verdict))
 
     def _at(self, when: When, action: Any) -> None:
         if isinstance(when, str) and "#" in when:

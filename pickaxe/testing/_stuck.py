@@ -19,7 +19,7 @@ def describe(run: SimulatedRun) -> str:
 
 def _reasons(run: SimulatedRun) -> Iterator[str]:
     for step in run.steps.values():
-        if not step.state.terminal and step.group is None:
+        if not step.state.terminal and (step.group is None or step.state.aside):
             yield f"{_reason(step)}{_lines(run)}"
 
 
@@ -34,6 +34,11 @@ def _reason(step: Step) -> str:
         )
     if step.child is not None:
         return f"child run {step.key!r}, which is {step.child.state}: {step.child.reason or describe(step.child)}"
+    if step.state.aside:
+        return (
+            f"step {step.key!r}, which is {step.state} ({step.reason}): say how it goes on with "
+            f"resolve=[(0, {step.key!r}, {{'result': …}})], or 'failed', or 'again'"
+        )
     return f"step {step.key!r}, which is {step.state}"
 
 

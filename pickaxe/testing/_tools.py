@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from pickaxe._durations import Duration, humanise, seconds
+from pickaxe._effects import idempotency_key
 from pickaxe._inject import Context
 from pickaxe._specs import Spec, ToolSpec
 from pickaxe.authoring._handles import MAX_PAYLOAD, Handle
@@ -20,10 +21,20 @@ from pickaxe.testing._rows import SimulatedRun, Step
 
 @dataclass(frozen=True, slots=True)
 class Takes:
-    """A body that takes some virtual time."""
+    """A body that takes some virtual time, or whose worker dies in it, and who may be asked about that."""
 
     duration: float
     body: Callable[..., Any] | None = None
+    deaths: int = 0
+    reconcile: Callable[..., Any] | None = None
+
+
+class WorkerDied(BaseException):
+    """Raised in place of a result: the worker process that ran the body is gone."""
+
+
+class OutOfTimeError(TimeoutError):
+    """The body was stopped because its time was up."""
 
 
 def takes(duration: Duration, body: Callable[..., Any] | None = None) -> Any:
@@ -55,13 +66,30 @@ class Bodies:
         """One attempt: its output as JSON text. Raises what the body raises."""
         given, timeout = self.of(step.name), step.options.get("timeout")
         if given is not None and timeout is not None and given.duration > timeout:
-            raise TimeoutError
+            raise OutOfTimeError
         spec: Spec = step.spec
         arguments = spec.signature.decode_input(step.input_json)
         if given is None or given.body is None:
             value = spec.function(**arguments, **spec.signature.inject(_context(run, step)))
         else:
             value = given.body(**arguments)
+        output = spec.signature.encode_output(_awaited(value), cap=MAX_PAYLOAD)
+        if given is not None and step.died < given.deaths:
+            step.died += 1
+            raise WorkerDied
+        return output
+
+    def reconcile(self, run: SimulatedRun, step: Step) -> str:
+        """What a call that was lost has come to, as JSON text. Raises what its `reconcile` raises."""
+        spec: ToolSpec = step.spec
+        arguments = spec.signature.decode_input(step.input_json)
+        given = self.of(step.name)
+        if given is not None and given.reconcile is not None:
+            value = given.reconcile(**arguments)
+        else:
+            assert spec.reconcile is not None
+            own = {name: arguments[name] for name in spec.reconciler.inputs & arguments.keys()}
+            value = spec.reconcile(**own, **spec.reconciler.inject(_context(run, step)))
         return spec.signature.encode_output(_awaited(value), cap=MAX_PAYLOAD)
 
 
@@ -70,7 +98,9 @@ def retry_in(step: Step, error: Exception, now: float) -> float | None:
     if not isinstance(step.spec, ToolSpec):
         return None
     retry = replace(step.spec.retry, jitter=0.0)
-    claim = SimpleNamespace(options=step.options, attempt=step.attempt, deaths=0, expires=total_end(step), now=now)
+    claim = SimpleNamespace(
+        options=step.options, attempt=step.attempt, deaths=step.deaths, expires=total_end(step), now=now
+    )
     return _attempts._wait_before_retry(
         cast("Any", SimpleNamespace(claim=claim, spec=SimpleNamespace(retry=retry))), error
     )
@@ -100,7 +130,7 @@ def _name(key: Any) -> str:
 
 def _body(key: Any, value: Any) -> Takes:
     if isinstance(value, Takes):
-        return value if value.body is None else Takes(value.duration, _body(key, value.body).body)
+        return value if value.body is None else replace(value, body=_body(key, value.body).body)
     if isinstance(value, Handle):
         return Takes(0.0, value.fn)
     if callable(value):
@@ -111,7 +141,7 @@ def _body(key: Any, value: Any) -> Takes:
 def _context(run: SimulatedRun, step: Step) -> Context:
     return Context(
         run=str(run.id), step=step.key, tool=step.name, attempt=step.attempt,
-        idempotency_key=f"{run.id}/{step.key}", root=str(run.root),
+        idempotency_key=idempotency_key(run.id, step.key), root=str(run.root),
     )  # fmt: skip
 
 

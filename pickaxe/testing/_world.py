@@ -19,11 +19,13 @@ from pickaxe._specs import AgentSpec
 from pickaxe._states import ChildPolicy, RunState, StepKind, StepState
 from pickaxe.core._records import CancelRecord, Decision, SignalRecord
 from pickaxe.engine import _errors
+from pickaxe.engine._doubt import is_once
 from pickaxe.engine._plan import child_id, plan_steps
 from pickaxe.store import Log
 from pickaxe.store._events import matches
+from pickaxe.testing._deaths import Person, died, doubt
 from pickaxe.testing._rows import SimulatedRun, Step, new_step
-from pickaxe.testing._tools import Bodies, failure, retry_in
+from pickaxe.testing._tools import Bodies, OutOfTimeError, WorkerDied, failure, retry_in
 
 _ORPHANED = "its parent run no longer waits for it"
 _OVERDUE = "the run did not end within its agent's timeout"
@@ -43,6 +45,7 @@ class World:
         self._shuffle = None if shuffle is None else random.Random(shuffle)
         self._events: list[tuple[str, str, str, float]] = []
         self._runs: list[SimulatedRun] = []
+        self.person = Person(self, {})
 
     # Time.
 
@@ -144,8 +147,13 @@ class World:
         if gather is not None and fired is not None:
             gather.seq = self.wake(run)
             self._mark(run, gather, fired)
-        elif step.order is not None and gather is not None and gather.options.get("limit") is not None:
-            self._release(run, gather)
+        elif (
+            not step.passed
+            and step.order is not None
+            and gather is not None
+            and gather.options.get("limit") is not None
+        ):
+            self.release(run, gather)
         return True
 
     def _mark(
@@ -162,7 +170,7 @@ class World:
         if run.parent is None:
             self.on_end(step)
 
-    def _release(self, run: SimulatedRun, gather: Step) -> None:
+    def release(self, run: SimulatedRun, gather: Step) -> None:
         while gather.held:
             step = gather.held.popleft()
             if step.state is not StepState.BLOCKED:
@@ -170,7 +178,7 @@ class World:
             run.changed[step.key] = step
             if step.child is None:
                 step.state = StepState.READY
-                self._issue(run, step)
+                self.issue(run, step)
             else:
                 step.state, step.child.held = StepState.WAITING, False
                 self.ready.append(step.child)
@@ -191,7 +199,7 @@ class World:
 
     # A tool's attempts.
 
-    def _issue(self, run: SimulatedRun, step: Step, wait: float = 0.0) -> None:
+    def issue(self, run: SimulatedRun, step: Step, wait: float = 0.0) -> None:
         rank = self._shuffle.random() if self._shuffle else 0.0
         attempt = step.attempt
         self.at(self.now + wait, lambda: self._claim(run, step, attempt), rank=rank)
@@ -216,18 +224,27 @@ class World:
     def _run_body(self, run: SimulatedRun, step: Step) -> None:
         try:
             output = self.bodies.run(run, step)
+        except WorkerDied:
+            died(self, run, step)
+        except OutOfTimeError as error:
+            if is_once(step.options):
+                step.reason = f"attempt {step.attempt} did not end in time"
+                doubt(self, run, step, spared=0)
+            else:
+                self._failed(run, step, error)
         except Exception as error:  # noqa: BLE001 - whatever a tool raises is its outcome
             self._failed(run, step, error)
         else:
             self.settle(run, step, {StepState.RUNNING}, StepState.SUCCEEDED, output)
 
     def _failed(self, run: SimulatedRun, step: Step, error: Exception) -> None:
+        step.strikes = 0
         wait = retry_in(step, error, self.now)
         if wait is None:
             self.settle(run, step, {StepState.RUNNING}, StepState.FAILED, None, failure(step, error))
         else:
             step.state = StepState.READY
-            self._issue(run, step, wait)
+            self.issue(run, step, wait)
 
     def _expire(self, run: SimulatedRun, step: Step) -> None:
         if step.attempt == 0:
@@ -280,7 +297,7 @@ class World:
     def _begin(self, run: SimulatedRun, step: Step) -> None:
         """What a new step sets going."""
         if step.state is StepState.READY:
-            self._issue(run, step)
+            self.issue(run, step)
         elif step.state is StepState.RUNNING:
             self.at(self.now, lambda: self._perform(run, step))
         elif step.kind is StepKind.TIMER and step.due is not None:

@@ -30,6 +30,7 @@ from pickaxe import (
 )
 from pickaxe.broker import Message, Publisher
 from pickaxe.store._fleet import FleetStore
+from tests.faults import effects_app
 from tests.faults.ledger import EPOCH, body, failures_before, write
 from tests.faults.random_programs import TOOLS, play
 
@@ -141,10 +142,11 @@ async def program(n: int) -> dict[str, Any]:
     except TimeoutError:
         timed_out = True
     both = await asyncio.gather(add(n, 2), slow(n, 0.05))
+    effects = [await effects_app.hesitant(n), await effects_app.noted(n)]
     answer = await wait_for_signal("answer", int)
     return {
         "one": one, "inline": inline, "squares": squares, "capped": capped, "tries": tries, "throttled": sum(throttled),
-        "kids": kids, "winner": winner, "timed_out": timed_out, "both": both, "answer": answer,
+        "kids": kids, "winner": winner, "timed_out": timed_out, "both": both, "effects": effects, "answer": answer,
     }  # fmt: skip
 
 
@@ -153,7 +155,7 @@ def expected(n: int, answer: int) -> dict[str, Any]:
     return {
         "one": n + 1, "inline": [n + 1, 2], "squares": [0, 1, 4, 9], "capped": [0, 1, 4, 9, 16], "tries": 2,
         "throttled": sum(range(n, n + 30)), "kids": [(n + 1) * 2, (n + 2) * 2], "winner": n + 100, "timed_out": True,
-        "both": [n + 2, n * n], "answer": answer,
+        "both": [n + 2, n * n], "effects": [n, n], "answer": answer,
     }  # fmt: skip
 
 
@@ -406,6 +408,7 @@ _agents: list[Any] = [
     *[kid, patient, endless, program, load, one_slow, one_slow_async, parks_between, steps, ask_in_time, ask_after],
     *[hear_event, family, capped_kids, detached_kids, tells_and_waits, chapters, exiting, spinning, tool_that_exits],
     *[fails_early, sized, play, clockwork, told, changed, deployed, hears, kids_at_once, naps, steps_inline],
+    *effects_app.AGENTS,
 ]
 
 
@@ -421,7 +424,7 @@ app = Pickaxe(
     agents=_agents,
     tools=[
         *[add, slow, slow_async, flaky, increment, flaky_inline, limited, scarce, exits, exits_async],
-        *[version_of, step_up, *TOOLS],
+        *[version_of, step_up, *TOOLS, *effects_app.TOOLS],
     ],
     conf={
         "worker_soft_shutdown_timeout": float(os.environ.get("PICKAXE_TEST_SOFT_SHUTDOWN", "15")),

@@ -237,6 +237,11 @@ class Fleet:
         with psycopg.connect(self.plain_url, autocommit=True) as connection:
             return connection.execute(text, parameters).fetchall()
 
+    def execute(self, text: str, *parameters: Any) -> None:
+        url = self.database_url.replace("postgresql+psycopg", "postgresql")
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(text, parameters)
+
     def entries(self, *words: str) -> list[Entry]:
         lines = [line.split() for line in self.ledger.read_text().splitlines()]
         found = [Entry(word, key, attempt, int(pid), float(at)) for word, key, attempt, pid, at in lines]
@@ -288,8 +293,7 @@ class Fleet:
 
         Without the `same_clock` here and in Postgres, that no body began after its result is left to the audit.
         """
-        # I1, I8: all runs are over, and nothing is left running or ready, nor does it come back.
-        eventually(lambda: not self.leftovers(), "everything comes to rest", within)
+        self.check_at_rest(within=within)
         self._one_result_each(same_clock)
         self._at_most_once()
         self._exactly_once()
@@ -301,14 +305,18 @@ class Fleet:
         again = sum(entry.attempt != "1" for entry in self.entries("start"))
         return Verdict(refused=stale + refused, again=again)
 
+    def check_at_rest(self, *, within: float = 20) -> None:
+        """I1, I8: all runs are over, and nothing is left running or ready, nor does it come back."""
+        eventually(lambda: not self.leftovers(), "everything comes to rest", within)
+
     def _at_most_once(self) -> None:
         """I3: whatever a tool that may only start once has written as `once` is there once."""
         keys = [entry.key for entry in self.entries("once")]
         assert len(keys) == len(set(keys)), f"started twice: {sorted(k for k in set(keys) if keys.count(k) > 1)}"
 
     def _exactly_once(self) -> None:
-        """I4: whatever a transactional tool has done, and has told of as `effect`, was done once."""
-        keys = [entry.key for entry in self.entries("effect")]
+        """I4: whatever a transactional tool has done, and has told of as `done`, was done once."""
+        keys = [entry.key for entry in self.entries("done")]
         assert len(keys) == len(set(keys)), f"done twice: {sorted(k for k in set(keys) if keys.count(k) > 1)}"
 
     def check_rate(self, tool: str, count: int, per: float, *, slack: float = 0.15) -> int:

@@ -37,7 +37,12 @@ def body(ctx: Context) -> Iterator[None]:
     write("end", ctx.idempotency_key, ctx.attempt)
 
 
+def count(word: str, key: str) -> int:
+    """How often this was written."""
+    lines = Path(os.environ["PICKAXE_TEST_LEDGER"]).read_text().splitlines()
+    return sum(line.startswith(f"{word} {key} ") for line in lines)
+
+
 def failures_before(key: str) -> int:
     """How often a call has failed, by its idempotency key. An attempt that a worker died in is not a failure."""
-    lines = Path(os.environ["PICKAXE_TEST_LEDGER"]).read_text().splitlines()
-    return sum(line.startswith(f"failed {key} ") for line in lines)
+    return count("failed", key)

@@ -16,7 +16,7 @@ import redis
 
 from pickaxe import Pickaxe, agent, continue_as, errors, tool, wait_for_event, wait_for_signal
 from pickaxe._texts import checked, storable
-from pickaxe.engine import _attempts, _errors, _work
+from pickaxe.engine import _claims, _errors, _work
 from pickaxe.engine._messages import agent_fault, tool_fault
 from pickaxe.engine._stint import Stint
 from pickaxe.engine._sweeper import sweep
@@ -119,7 +119,7 @@ def advance(app, run):
 
 def attempt(app, run, number=1, key="plain#1"):
     app.engine.store.register_worker(app.engine.owner, name="here", pid=1, handles=[])
-    return _attempts.claim(app.engine, plain.spec, {"run": run.id, "step": key, "attempt": number})
+    return _claims.claim(app.engine, plain.spec, {"run": run.id, "step": key, "attempt": number})
 
 
 def perform(attempt):

@@ -261,11 +261,11 @@ def _add_handlers(app: Celery, url: str) -> None:
                 client.incr("refused")
                 raise RuntimeError("the database is down")
 
-    def on_unknown(task: str, args: list[Any], kwargs: dict[str, Any], headers: dict[str, Any]) -> None:
+    def on_unknown(task: str, args: list[Any], kwargs: dict[str, Any], headers: dict[str, Any], again: Any) -> None:
         check()
         tell(url, kind="unknown", task=task, args=args, kwargs=kwargs, id=headers["id"])
 
-    def on_malformed(body: bytes, headers: dict[str, Any], properties: dict[str, Any], reason: str) -> None:
+    def on_malformed(body: bytes, headers: dict[str, Any], properties: dict[str, Any], reason: str, again: Any) -> None:
         check()
         tell(url, kind="malformed", size=len(body), start=body[:60].decode("latin-1"), reason=reason)
 

@@ -24,9 +24,9 @@ def test_migrating_an_empty_database_reaches_the_newest_version_and_doing_it_aga
     empty_database,
 ):
     assert schema_version(empty_database) == 0
-    assert migrate(empty_database) == (0, 1)
-    assert migrate(empty_database) == (1, 1)
-    assert check_schema(empty_database) == 1
+    assert migrate(empty_database) == (0, 2)
+    assert migrate(empty_database) == (2, 2)
+    assert check_schema(empty_database) == 2
 
 
 def test_an_unmigrated_database_is_refused_with_the_command_that_mends_it(empty_database):

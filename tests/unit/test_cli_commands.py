@@ -11,7 +11,8 @@ from click.testing import CliRunner, Result
 
 from pickaxe.cli import cli
 
-COMMANDS = ["demo", "dev", "worker", "migrate", "run", "runs", "show", "cancel", "signal", "retry", "doctor", "version"]
+COMMANDS = ["demo", "dev", "worker", "migrate", "run", "runs", "show", "cancel", "signal", "retry", "quarantine"]
+COMMANDS += ["resolve", "drop", "doctor", "version"]
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ import pickaxe
 from pickaxe._states import RUN_TRANSITIONS, STEP_TRANSITIONS
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/internals.md")]
+DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/*.md"))
 
 
 def blocks(text: str, language: str) -> list[str]:

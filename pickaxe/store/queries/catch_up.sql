@@ -1,6 +1,6 @@
 -- Where a run is, and what is new in its log for a process that has seen it up to arrival :head and commit :epoch:
 -- outcomes, steps that others have asked for since, and the calls of gathers that have ended since.
-SELECT r.state AS run_state, r.epoch, r.head, r.wake, r.cancel_seq, extract(epoch FROM r.cancel_at)::float8 AS cancelled,
+SELECT r.state AS run_state, r.epoch, r.head, r.wake, r.dispatches, r.cancel_seq, extract(epoch FROM r.cancel_at)::float8 AS cancelled,
     r.cancel_reason, r.timed_out, extract(epoch FROM clock_timestamp())::float8 AS now, n.*
 FROM pickaxe.run r LEFT JOIN LATERAL (
     SELECT 'step' AS tag, key, kind, name, digest, state, seq, extract(epoch FROM finished_at)::float8 AS at,

@@ -8,7 +8,7 @@ WITH runs AS (
         AND due < clock_timestamp() + make_interval(secs => :base) RETURNING 1
 ), steps AS (
     UPDATE pickaxe.step SET due = clock_timestamp(), dispatches = 0
-    WHERE state = 'ready' AND due > clock_timestamp() AND dispatches > 0 RETURNING 1
+    WHERE state IN ('ready', 'unknown') AND due > clock_timestamp() AND dispatches > 0 RETURNING 1
 ), fresh_steps AS (
     UPDATE pickaxe.step SET due = clock_timestamp()
     WHERE state = 'ready' AND due > clock_timestamp() AND dispatches = 0

@@ -8,4 +8,5 @@ SELECT current_setting('server_version') AS version,
     (SELECT count(*) FROM pickaxe.run WHERE state IN ('ready', 'waiting')
         AND deadline < clock_timestamp() - interval '30 seconds') AS overdue_runs,
     (SELECT count(*) FROM pickaxe.run WHERE state = 'paused') AS paused,
+    (SELECT count(*) FROM pickaxe.step WHERE state IN ('unknown', 'quarantined')) AS aside,
     (SELECT count(*) FROM pickaxe.dead_letter) AS dead_letters

@@ -1,1 +1,2 @@
-INSERT INTO pickaxe.dead_letter (reason, body, headers) VALUES (:reason, :body, :headers) RETURNING id
+INSERT INTO pickaxe.dead_letter (reason, body, headers, queue, message)
+VALUES (:reason, :body, :headers, :queue, :message) RETURNING id

@@ -21,6 +21,34 @@ BEGIN
     END IF;
 END $$;
 
+-- The next call that its gather's cap holds back may run, if there is one and the gather has a cap. The caller holds
+-- the row of the call whose place it takes.
+CREATE FUNCTION pickaxe.release_next(p_run uuid, p_group text, p_redispatch double precision) RETURNS text[]
+LANGUAGE plpgsql AS $$
+DECLARE released text[];
+BEGIN
+    -- Locked, so that a place is not given away while another counts those that are taken.
+    PERFORM 1 FROM pickaxe.step WHERE run_id = p_run AND key = p_group AND options::jsonb->>'limit' IS NOT NULL
+        AND state = 'waiting' FOR UPDATE;
+    IF NOT FOUND THEN RETURN '{}'; END IF;
+    WITH next AS (
+        SELECT key FROM pickaxe.step
+        WHERE run_id = p_run AND group_key = p_group AND state = 'blocked'
+        ORDER BY index LIMIT 1 FOR UPDATE SKIP LOCKED
+    ), freed AS (
+        UPDATE pickaxe.step t SET state = CASE WHEN t.kind = 'tool' THEN 'ready' ELSE 'waiting' END,
+            due = CASE WHEN t.kind = 'tool' THEN clock_timestamp() + make_interval(secs => p_redispatch) END
+        FROM next WHERE t.run_id = p_run AND t.key = next.key
+        RETURNING t.key, t.kind
+    ), started AS (
+        UPDATE pickaxe.run c SET due = clock_timestamp() + make_interval(secs => p_redispatch)
+        FROM freed WHERE freed.kind = 'child' AND c.parent_run = p_run AND c.parent_step = freed.key
+            AND c.state = 'ready' AND c.due IS NULL
+    )
+    SELECT coalesce(array_agg(key), '{}') INTO released FROM freed;
+    RETURN released;
+END $$;
+
 -- A step ends. Guarded by the states it may come from and, when given, by attempt and owner: a stale owner
 -- changes nothing. A plain step arrives at its run; a gathered one is counted once by its gather, and the
 -- gather arrives when that decides it. `accepted` tells whether the outcome was taken, `woken` whether the
@@ -78,23 +106,9 @@ BEGIN
         SELECT w.seq, w.woken INTO seq, woken FROM pickaxe.wake(p_run, p_redispatch) w;
         UPDATE pickaxe.step SET state = fired, seq = settle.seq, finished_at = clock_timestamp()
             WHERE run_id = p_run AND key = s.group_key;
-    ELSIF g.key IS NOT NULL AND o->>'limit' IS NOT NULL AND s.state <> 'blocked' THEN
-        -- What ended while it was still blocked had no place to pass on.
-        WITH next AS (
-            SELECT key FROM pickaxe.step
-            WHERE run_id = p_run AND group_key = g.key AND state = 'blocked'
-            ORDER BY index LIMIT 1 FOR UPDATE SKIP LOCKED
-        ), freed AS (
-            UPDATE pickaxe.step t SET state = CASE WHEN t.kind = 'tool' THEN 'ready' ELSE 'waiting' END,
-                due = CASE WHEN t.kind = 'tool' THEN clock_timestamp() + make_interval(secs => p_redispatch) END
-            FROM next WHERE t.run_id = p_run AND t.key = next.key
-            RETURNING t.key, t.kind
-        ), started AS (
-            UPDATE pickaxe.run c SET due = clock_timestamp() + make_interval(secs => p_redispatch)
-            FROM freed WHERE freed.kind = 'child' AND c.parent_run = p_run AND c.parent_step = freed.key
-                AND c.state = 'ready' AND c.due IS NULL
-        )
-        SELECT coalesce(array_agg(key), '{}') INTO released FROM freed;
+    ELSIF g.key IS NOT NULL AND o->>'limit' IS NOT NULL AND pickaxe.holds_place(s) THEN
+        -- What ended while it had no place had none to pass on.
+        released := pickaxe.release_next(p_run, g.key, p_redispatch);
     END IF;
 END $$;
 
@@ -214,7 +228,7 @@ BEGIN
                     THEN clock_timestamp() END,
                 dispatches = 0, expires = NULL, owner = NULL, finished_at = clock_timestamp()
             WHERE s.run_id = p_run AND s.key = ANY (p_cancels)
-                AND s.state IN ('blocked', 'ready', 'running', 'waiting')
+                AND s.state IN ('blocked', 'ready', 'running', 'waiting', 'unknown', 'quarantined')
             RETURNING s.key, s.kind, s.state
         )
         SELECT coalesce(array_agg(c.id), '{}') INTO orphans
@@ -308,7 +322,7 @@ BEGIN
             due = CASE WHEN kind = 'child' AND (state = 'blocked' OR options::jsonb->>'policy' <> 'detach')
                 THEN clock_timestamp() END,
             dispatches = 0, expires = NULL, owner = NULL, finished_at = clock_timestamp()
-            WHERE run_id = p_run AND state IN ('blocked', 'ready', 'running', 'waiting');
+            WHERE run_id = p_run AND state IN ('blocked', 'ready', 'running', 'waiting', 'unknown', 'quarantined');
         SELECT coalesce(array_agg(c.id), '{}') INTO orphans
             FROM pickaxe.step t JOIN pickaxe.run c ON c.parent_run = p_run AND c.parent_step = t.key
             WHERE t.run_id = p_run AND t.state = 'cancelling';

@@ -1,0 +1,1 @@
+DELETE FROM pickaxe.dead_letter WHERE id = :id RETURNING id

@@ -1,0 +1,1 @@
+SELECT * FROM pickaxe.reissue(:run, :key, :attempt, :owner, :wait, :reason, :history, :limit)

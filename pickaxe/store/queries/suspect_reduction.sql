@@ -1,0 +1,1 @@
+SELECT * FROM pickaxe.suspect_reduction(:run, :epoch, :owner, :limit, :patience, :reason)
