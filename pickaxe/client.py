@@ -9,7 +9,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import redis
 
@@ -21,6 +21,7 @@ from pickaxe._states import RunState
 from pickaxe._texts import checked
 from pickaxe._uuids import uuid7
 from pickaxe.authoring import _handles
+from pickaxe.authoring._handles import Agent, EnqueueOptions, Handle
 from pickaxe.broker import BrokerApp, Publisher
 from pickaxe.engine import _cancellation, _resolution
 from pickaxe.engine._dispatch import agent_message, publish, publish_run
@@ -39,9 +40,6 @@ from pickaxe.errors import (
 from pickaxe.store import Database, NewRun, RunView, StepView, Store, check_schema
 from pickaxe.store._outbox import insert_with
 from pickaxe.streams import Transition, follow
-
-if TYPE_CHECKING:
-    from pickaxe.authoring._handles import Agent, EnqueueOptions, Handle
 
 R = TypeVar("R")
 

@@ -99,7 +99,7 @@ _WORKER: dict[str, Any] = {
     "worker_consumer": "pickaxe.broker:Consumer",
     "worker_prefetch_multiplier": 1,
     "worker_disable_rate_limits": True,  # Celery's are per process; Pickaxe's are fleet-wide
-    "worker_send_task_events": False,  # Flower switches them on while it watches; nobody pays for them otherwise
+    "worker_send_task_events": True,
     "worker_soft_shutdown_timeout": 15.0,
     "worker_enable_soft_shutdown_on_idle": True,
     # Let it commit: a duplicate finds its step taken. Cancelling would throw the work away.

@@ -56,12 +56,12 @@ def execute(engine: Engine, run: uuid.UUID, stint: Stint) -> list[Attempt]:
     Returns the calls to be run here next.
     """
     for _ in range(ROUNDS):
-        turn = next_turn(engine, run)
-        if turn is None or turn.row.state is not RunState.READY:
-            stint.woken = False
-            let_go(engine, turn)
-            return []
         try:
+            turn = next_turn(engine, run)
+            if turn is None or turn.row.state is not RunState.READY:
+                stint.woken = False
+                let_go(engine, turn)
+                return []
             with watched(engine, turn.row) as may_go:
                 if not may_go:
                     stint.woken = False

@@ -112,7 +112,8 @@ class Sweeper:
                 return False
             logger.info("this process sweeps from now on")
         # Notices when the lock is gone; and shows the others that this process is awake.
-        self._steadiness.saw(self._engine.store.holds(self._leading))
+        asked = time.monotonic()
+        self._steadiness.saw(self._engine.store.holds(self._leading), asked)
         return True
 
     def _depose(self) -> None:
@@ -140,12 +141,12 @@ class Steadiness:
         self._offset: float | None = None
         self._disturbed = -math.inf
 
-    def saw(self, clock: float) -> None:
-        """The database's time was `clock`, now."""
-        offset = clock - time.monotonic()
-        if self._offset is not None and abs(offset - self._offset) > JUMP:
+    def saw(self, clock: float, asked: float) -> None:
+        """The database's time was `clock` at some moment since it was `asked`, on the monotonic clock."""
+        least, most = clock - time.monotonic(), clock - asked
+        if self._offset is not None and not least - JUMP <= self._offset <= most + JUMP:
             self.disturbed()
-        self._offset = offset
+        self._offset = most
 
     def disturbed(self) -> None:
         """Something went wrong just now."""

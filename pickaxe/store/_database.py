@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 
 import psycopg
 from psycopg.rows import namedtuple_row
-from sqlalchemy import Connection, Engine, Row, TextClause, create_engine, text
+from sqlalchemy import Connection, Engine, Row, TextClause, create_engine, event, text
 from sqlalchemy.dialects.postgresql import psycopg as dialect
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError
@@ -28,6 +28,9 @@ T = TypeVar("T")
 _CONFLICTS = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
 _SILENCE = {"keepalives_idle": 10, "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": 10_000}
 """A server that has vanished without a word is given up after 10 to 16 s; Linux' own defaults take 11 minutes."""
+
+LONGEST_IDLE = 5.0
+"""Seconds for which a transaction of Pickaxe's own may do nothing before Postgres ends its session."""
 
 _MISSING = (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName, psycopg.errors.UndefinedFunction)
 
@@ -69,6 +72,7 @@ class Database:
             with self._lock:
                 if self._engine is None:
                     self._engine = self._connect(isolation_level="AUTOCOMMIT", skip_autocommit_rollback=True)
+                    event.listen(self._engine, "connect", self._limit)
         return self._engine
 
     @property
@@ -89,6 +93,11 @@ class Database:
             connect_args={"connect_timeout": 5, "application_name": "pickaxe", **_SILENCE},
             **options,
         )
+
+    @staticmethod
+    def _limit(connection: Any, _record: Any) -> None:
+        # A process that is frozen within a transaction must not hold its rows, and so the sweeper, for ever.
+        connection.execute(f"SET idle_in_transaction_session_timeout = {int(LONGEST_IDLE * 1000)}")
 
     def forked(self) -> None:
         """Forget the parent's connections, which belong to the parent."""

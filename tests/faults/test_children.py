@@ -17,9 +17,12 @@ def waiting(fleet: Fleet, agent: str, count: int) -> None:
     eventually(lambda: fleet.query(query, agent)[0][0] >= count, f"{count} runs of {agent} are parked")
 
 
+ELSEWHERE = ["cancel.before", "commit.before", "commit.after", "publish.before"]
+
+
 @pytest.mark.scenario(2, 23)
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("place", ["cancel.before", "cancel.after", "commit.before", "commit.after", "publish.before"])
+@pytest.mark.parametrize("place", ["cancel.after", *(pytest.param(name, marks=pytest.mark.slow) for name in ELSEWHERE)])
 def test_a_cancelled_tree_ends_to_its_last_leaf_though_the_worker_dies_on_the_way(
     fleet: Fleet, evidence: Callable[..., None], place: str, report: Report
 ) -> None:
@@ -40,6 +43,7 @@ def test_a_cancelled_tree_ends_to_its_last_leaf_though_the_worker_dies_on_the_wa
     assert fleet.query("SELECT count(*) FROM pickaxe.run WHERE state = 'cancelled'")[0][0] == 15
 
 
+@pytest.mark.slow
 @pytest.mark.scenario(23)
 @pytest.mark.timeout(60)
 def test_child_runs_go_on_when_the_workers_of_their_parent_and_of_their_own_are_killed_in_turn(
