@@ -396,6 +396,4 @@ def _default_client() -> Any:
 
 _clients: dict[str, Client] = {}
 
-__all__ = ["Client", "Run", "uuid7"]
-
 _handles.default_binding = _default_client

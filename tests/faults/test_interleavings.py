@@ -16,7 +16,7 @@ from sqlalchemy.exc import OperationalError
 
 from pickaxe import _values
 from pickaxe._states import StepState
-from pickaxe.client import uuid7
+from pickaxe._uuids import uuid7
 from pickaxe.store import Database, NewRun, Store
 
 

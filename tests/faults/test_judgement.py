@@ -9,7 +9,7 @@ import pytest
 
 from pickaxe import _values
 from pickaxe._states import StepState
-from pickaxe.client import uuid7
+from pickaxe._uuids import uuid7
 from pickaxe.store import Database, NewRun, Store
 
 

@@ -128,7 +128,9 @@ def test_an_unknown_outcome_is_shown_and_resolved_in_every_way(project: Project)
         assert "runs again" in project("resolve", runs[2], "charge#1", "--again")
         until(lambda: listed(project, "step"), "it died again, and nobody ran it a second time by itself")
         told = [json.loads(line) for line in project("show", runs[0], "--follow", "--json").splitlines()]
-        assert [t["state"] for t in told if t.get("step") == "charge#1"][-3:] == ["lost", "unknown", "succeeded"]
+        # When it began to run was not told by the process that died of it: that comes from the log, whenever.
+        states = [t["state"] for t in told if t.get("step") == "charge#1" and t["state"] != "running"]
+        assert states[-3:] == ["lost", "unknown", "succeeded"]
 
 
 @SLOW
