@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.faults.fleet import Fleet, cool_down, warm_up
+from tests.transitions import check, watch
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -27,6 +28,14 @@ def fleet(services: Any, tmp_path: Path, request: pytest.FixtureRequest) -> Iter
     with Fleet(services.database_url, services.redis_url, tmp_path) as own:
         request.node.fleet = own
         yield own
+
+
+@pytest.fixture
+def watched(services: Any) -> Iterator[None]:
+    """Every change of state in the test's database is one of the transition tables."""
+    watch(services.database_url)
+    yield
+    check(services.database_url)
 
 
 @pytest.fixture
