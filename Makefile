@@ -2,10 +2,12 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+SEEDS := 200
+JOBS := 2
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test ci format lint types unit integration faults packaging clean
+.PHONY: help setup demo test ci format lint types unit integration faults soak packaging clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,8 +30,11 @@ test: $(READY) ## All tests, on Postgres and Redis they start themselves
 unit: $(READY) ## The tests that need no service
 	$(BIN)/python -m pytest tests/unit
 
-faults: $(READY) ## The fault suite
-	$(BIN)/python -m pytest tests/faults
+faults: $(READY) ## The whole fault suite, slow ones too, and a table of what it found
+	$(BIN)/python -m pytest -n 2 -m "" tests/faults
+
+soak: $(READY) ## Random programs under a nemesis, SEEDS=200 of them, JOBS=2 at a time
+	$(BIN)/python -m tests.faults.soak --seeds $(SEEDS) --jobs $(JOBS)
 
 format: $(READY) ## Format the code
 	$(BIN)/ruff format .

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -28,6 +30,11 @@ class Settings(BaseSettings):
     sweep_every: float = Field(1.0, gt=0, description="longest pause between two rounds of the sweeper")
     stream_ttl: float = Field(60.0, gt=0, description="how long a run's live stream outlives its last entry")
     boot_patience: float = Field(60.0, ge=0, description="how long a starting worker waits for its services")
+    continuation: Literal["plain", "resume", "inline"] = Field(
+        "inline", description="how a run goes on after a call: by a message, in its process, or with the next call too"
+    )
+    inline_for: float = Field(0.1, ge=0, description="how long one task may go on with the calls that follow")
+    sticky: int = Field(256, ge=0, description="suspended agents a process keeps for their next arrival")
     pool_size: int = Field(10, ge=1, description="database connections a process keeps")
     quarantine_after: int = Field(
         2, ge=0, description="a step that killed so many workers in a row is set aside; 0: never"

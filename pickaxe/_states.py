@@ -79,8 +79,8 @@ class ChildPolicy(StrEnum):
 RUN_TRANSITIONS: Mapping[RunState, frozenset[RunState]] = {
     # READY→READY is a re-publish, a wake-up while already awake, or `continue_as`.
     RunState.READY: frozenset(RunState),
-    # WAITING leaves only by being woken; `cancel(force=True)` ends it on the spot.
-    RunState.WAITING: frozenset({RunState.READY, RunState.FAILED, RunState.CANCELLED}),
+    # WAITING is woken, or goes on to anything in the commit of the outcome that it waited for.
+    RunState.WAITING: frozenset(RunState),
     # A paused run also runs out of time.
     RunState.PAUSED: frozenset({RunState.PAUSED, RunState.READY, RunState.FAILED, RunState.CANCELLED}),
     RunState.SUCCEEDED: frozenset(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 import uuid
@@ -22,6 +21,7 @@ from pickaxe.broker import (
     BrokerApp,
     current_message,
     is_redis,
+    is_stopping,
     on_child_exit,
     on_process_start,
     on_process_stop,
@@ -31,7 +31,7 @@ from pickaxe.broker import (
     running_worker,
 )
 from pickaxe.client import Client, Run
-from pickaxe.engine import _attempts, _claims, _effects, _executor
+from pickaxe.engine import _work
 from pickaxe.engine._engine import Engine, new_owner
 from pickaxe.engine._liveness import Liveness
 from pickaxe.engine._messages import agent_fault, tool_fault
@@ -110,6 +110,7 @@ class Pickaxe(BrokerApp):
             agents={n: h.spec for n, h in self.handles.items() if isinstance(h.spec, AgentSpec)},
             tools={n: h.spec for n, h in self.handles.items() if isinstance(h.spec, ToolSpec)},
             queue_limits=self.queue_limits,
+            stopping=lambda: is_stopping(self),
         )
 
     def enqueue(
@@ -148,23 +149,13 @@ class Pickaxe(BrokerApp):
         )  # fmt: skip
 
     def _agent_task(self, run: str) -> None:
-        _executor.execute(self.engine, uuid.UUID(run))
+        _work.reduce(self.engine, uuid.UUID(run))
 
     def _tool_task(self, spec: ToolSpec, message: dict[str, Any]) -> None:
-        attempt = _claims.claim(self.engine, spec, message)
-        if attempt is not None:
-            _effects.perform(attempt, chord=_in_chord())
+        _work.call(self.engine, spec, message, chord=_in_chord())
 
     async def _tool_task_async(self, spec: ToolSpec, message: dict[str, Any]) -> None:
-        claiming = asyncio.ensure_future(asyncio.to_thread(_claims.claim, self.engine, spec, message))
-        try:
-            attempt = await asyncio.shield(claiming)
-        except asyncio.CancelledError:
-            # The thread goes on, and may yet claim a call that nobody is left to run.
-            claiming.add_done_callback(_give_back_unrun)
-            raise
-        if attempt is not None:
-            await _attempts.perform_async(attempt, chord=_in_chord())
+        await _work.call_async(self.engine, spec, message, chord=_in_chord())
 
     def _unknown_task(
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], headers: Any, again: str | None
@@ -236,11 +227,6 @@ class Pickaxe(BrokerApp):
     def _child_exited(self, pid: int, status: int) -> None:
         # In a thread, for the database may be away, and the broker is not to wait for it.
         threading.Thread(target=report_exit, args=(self.engine, pid, status), daemon=True).start()
-
-
-def _give_back_unrun(claiming: asyncio.Future[_claims.Attempt | None]) -> None:
-    if not claiming.cancelled() and claiming.exception() is None and (attempt := claiming.result()) is not None:
-        _attempts.give_back(attempt, "its task was cancelled before it began")
 
 
 def _in_chord() -> bool:

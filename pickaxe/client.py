@@ -9,17 +9,19 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import redis
 
 from pickaxe import _values
 from pickaxe._durations import Duration, optional_seconds
+from pickaxe._failpoints import failpoint
 from pickaxe._settings import Settings
 from pickaxe._states import RunState
 from pickaxe._texts import checked
 from pickaxe._uuids import uuid7
 from pickaxe.authoring import _handles
+from pickaxe.authoring._handles import Agent, EnqueueOptions, Handle
 from pickaxe.broker import BrokerApp, Publisher
 from pickaxe.engine import _cancellation, _resolution
 from pickaxe.engine._dispatch import agent_message, publish, publish_run
@@ -38,9 +40,6 @@ from pickaxe.errors import (
 from pickaxe.store import Database, NewRun, RunView, StepView, Store, check_schema
 from pickaxe.store._outbox import insert_with
 from pickaxe.streams import Transition, follow
-
-if TYPE_CHECKING:
-    from pickaxe.authoring._handles import Agent, EnqueueOptions, Handle
 
 R = TypeVar("R")
 
@@ -157,7 +156,9 @@ class Client:
         """What handles do in `enqueue`: see there."""
         runs = [self._new_run(handle, args, kwargs, o) for (args, kwargs), o in zip(calls, options, strict=True)]
         if connection is None:
+            failpoint("enqueue.before")
             ids = self.store.enqueue(runs)
+            failpoint("enqueue.after")
             self._publish_new([run for run, run_id in zip(runs, ids, strict=True) if run.id == run_id])
         else:
             # Due as soon as it is visible: only some drivers tell when the transaction commits.
@@ -223,7 +224,9 @@ class Client:
         """Publish an outside fact. Every run that waits for it takes it. Returns how many were woken."""
         checked(key, "the key of the event"), checked(scope, "the scope of the event", empty=True)
         text = _values.encode(_values.adapter(Any), payload, what=f"the event {key!r}", cap=self.settings.max_payload)
+        failpoint("event.before")
         woken = self.store.publish_event(key, scope, text)
+        failpoint("event.after")
         for run in woken:
             publish_run(self.engine, run)
         return len(woken)
@@ -319,7 +322,9 @@ class Run(Generic[R]):
         text = _values.encode(
             _values.adapter(Any), payload, what=f"the signal {name!r}", cap=client.settings.max_payload
         )
+        failpoint("signal.before")
         sent = client.store.send_signal(self._uuid, name, text, idempotency_key)
+        failpoint("signal.after")
         if sent.state is None:
             raise NotFoundError(f"there is no run {self.id}")
         if sent.woken:
@@ -359,7 +364,9 @@ class Run(Generic[R]):
             _resolution.retry(self._client.engine, self._uuid, step, by=by)
             return True
         version = self._handle.spec.version if self._handle is not None else self.view().version
+        failpoint("resume.before")
         resumed = self._client.store.resume_run(self._uuid, version)
+        failpoint("resume.after")
         if resumed:
             publish_run(self._client.engine, self._uuid)
         return resumed

@@ -22,6 +22,7 @@ PickaxeError
 │   ├── ChildRunError             a child run failed, was cancelled or timed out
 │   ├── StepTimeoutError          (also a `TimeoutError`)
 │   └── QuorumError               a `gather` can no longer reach its quorum
+├── RunTimeoutError               what is recorded of a run that did not end within its agent's `timeout`
 ├── ResolveError                  a step that was set aside cannot be resolved like that
 ├── TransactionError              a transactional tool ended its own transaction, or broke it
 ├── ImpureAgentError              an agent did I/O, started a thread, or blocked
@@ -118,6 +119,10 @@ class RunPausedError(RunError):
 
 class ResultTimeoutError(RunError, TimeoutError):
     """The run has not ended within the time given to `result`; it goes on."""
+
+
+class RunTimeoutError(PickaxeError, TimeoutError):
+    """A run did not end within its agent's `timeout`."""
 
 
 class StepError(PickaxeError):

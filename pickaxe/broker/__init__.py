@@ -17,6 +17,7 @@ from pickaxe.broker._config import DEFAULT_PRIORITY_STEPS, celery_config, config
 from pickaxe.broker._context import MessageContext, current_message
 from pickaxe.broker._lifecycle import (
     WorkerInfo,
+    is_stopping,
     on_child_exit,
     on_process_start,
     on_process_stop,
@@ -55,6 +56,7 @@ __all__ = [
     "current_message",
     "install",
     "is_redis",
+    "is_stopping",
     "on_child_exit",
     "on_process_start",
     "on_process_stop",

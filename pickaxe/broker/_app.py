@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from celery import Celery, Task
+from redis.exceptions import RedisError
 
 from pickaxe.broker._config import celery_config, configure
 from pickaxe.broker._transport import install
+
+logger = logging.getLogger(__name__)
 
 
 class BrokerApp(Celery):  # type: ignore[misc]
@@ -19,6 +23,26 @@ class BrokerApp(Celery):  # type: ignore[misc]
         # `set_as_current=False`: an application that has a Celery app of its own keeps it as the current one.
         super().__init__(name, set_as_current=False)
         configure(self, celery_config(broker_url, result_url, overrides=conf))
+
+    def _get_backend(self) -> Any:
+        """Celery's result backend, which for Pickaxe's own tasks counts in chords as well as it can.
+
+        Celery's tracer raises when it cannot count, and then nobody acknowledges the message: each such message would
+        take one of the places of those that may be prefetched, until the worker receives nothing any more.
+        """
+        backend = super()._get_backend()
+        count = backend.on_chord_part_return
+
+        def count_if_possible(request: Any, state: Any, result: Any, **options: Any) -> None:
+            try:
+                count(request, state, result, **options)
+            except RedisError as error:
+                if not hasattr(self.tasks.get(request.task), "pickaxe_fault"):
+                    raise
+                logger.warning("a chord was not counted; the sweeper sends what it would have sent: %s", error)
+
+        backend.on_chord_part_return = count_if_possible
+        return backend
 
     def add_task(
         self,

@@ -10,6 +10,7 @@ the worker goes on: what must not fail has to try again by itself.
 from __future__ import annotations
 
 import atexit
+import mmap
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -81,6 +82,11 @@ def running_worker(app: Any) -> WorkerInfo | None:
     )
 
 
+def is_stopping(app: Any) -> bool:
+    """Whether this worker was told to stop: known in its main process and in all that were forked from it."""
+    return _of(app).stopping[0] != 0
+
+
 def _pool_name(pool: Any) -> str:
     module = pool.__module__ if isinstance(pool, type) else str(pool)
     last = module.rsplit(".", 1)[-1]
@@ -105,8 +111,11 @@ class _Lifecycle:
         self.child_exit: list[ExitCallback] = []
         self._main_pid: int | None = None
         self.worker: Any = None
+        #: Shared with forked children, which are told nothing: a warm shutdown waits for them to finish.
+        self.stopping = mmap.mmap(-1, 1)
         signals.celeryd_init.connect(self._on_init)
         signals.worker_ready.connect(self._on_ready)
+        signals.worker_shutting_down.connect(self._on_shutting_down)
         signals.worker_shutdown.connect(self._on_shutdown)
         signals.worker_process_init.connect(self._on_child_start)
         signals.worker_process_shutdown.connect(self._on_child_stop)
@@ -129,6 +138,10 @@ class _Lifecycle:
         elif self.child_exit:
             self._watch_children()
         self._call("worker_start")
+
+    def _on_shutting_down(self, sender: Any = None, **_: Any) -> None:
+        if self.worker is not None and sender == self.worker.hostname:
+            self.stopping[0] = 1
 
     def _watch_children(self) -> None:
         """Celery tells nobody that a child has ended. Whatever sees to it empties the child's queues first."""

@@ -20,6 +20,7 @@ from kombu.transport.pyamqp import Transport as AmqpTransport
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from pickaxe.broker._transport import IN_LOG
 from pickaxe.errors import ConfigurationError, ServiceUnavailableError
 
 #: Fewer messages than this go out one by one: a pipeline does not pay for itself.
@@ -190,7 +191,7 @@ class Publisher:
             message.task,
             task_message,
             queue=message.queue,
-            headers=dict(message.headers or {}),
+            headers={**(message.headers or {}), IN_LOG: True},
             priority=self._broker_priority(message.priority),
             retry=False,
         )
@@ -210,7 +211,7 @@ class Publisher:
             "argsrepr": body.argsrepr,
             "kwargsrepr": "",
             "shadow": body.shadow,
-            "headers": dict(body.headers or {}),
+            "headers": {**(body.headers or {}), IN_LOG: True},
             "ignore_result": True,
         }
         return dict(self._app.signature(body.task, kwargs=dict(body.kwargs), immutable=True, options=options))

@@ -1,4 +1,4 @@
-"""kombu's Redis transport, with the two faults mended that end a worker process.
+"""kombu's Redis transport, with the three faults mended that end a worker process.
 
 1. **A Redis restart while a message is unacknowledged.** Celery closes the lost connection twice. The first
    close fails half-way, in `Channel.close`, before the channel is marked closed; Celery then drops the
@@ -8,6 +8,10 @@
    timeout.
 2. **Anything on the list that is not an envelope.** kombu decodes with no guard, inside the event loop. Here
    it is wrapped into a valid envelope (`_wire.wrap_malformed`) that Pickaxe's consumer sets aside.
+3. **A Redis that answers and takes no writes**: out of memory, or a replica after a failover. kombu counts that
+   among errors of the channel, which Celery does not survive: the first acknowledgement ends the worker. Here a
+   message that could not be acknowledged is done with all the same (it comes again by the visibility timeout, and
+   finds its step taken), and everything else counts as a lost connection: the worker connects until it works.
 
 Written against kombu 5.7; the tests restart a real Redis under a real worker, so a new kombu that changes
 either is noticed.
@@ -16,37 +20,111 @@ either is noticed.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from queue import Empty
 from typing import Any
 
 import kombu.transport as transports
 from kombu.transport import redis as kombu_redis
+from kombu.transport import virtual
+from redis.exceptions import ClusterDownError, MasterDownError, OutOfMemoryError, ReadOnlyError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from pickaxe.broker._wire import MAX_MESSAGE_BYTES, envelope_fault, read_envelope
 
 logger = logging.getLogger(__name__)
 
+_REFUSALS = (OutOfMemoryError, ReadOnlyError, MasterDownError, ClusterDownError)
 _ALIASES = ("redis", "rediss")
 _PATH = "pickaxe.broker._transport:Transport"
+
+IN_LOG = "in_log"
+"""The header of a message that can be lost without loss."""
+
+
+class QoS(kombu_redis.QoS):
+    """kombu's bookkeeping of unacknowledged messages, kept in memory for those that the log knows.
+
+    What was delivered and not yet acknowledged is as much as may be prefetched.
+    """
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        if _is_in_log(message):
+            virtual.QoS.append(self, message, delivery_tag)  # type: ignore[no-untyped-call]
+        else:
+            super().append(message, delivery_tag)  # type: ignore[no-untyped-call]
+
+    def ack(self, delivery_tag: str) -> None:
+        """Acknowledge. If that cannot be written down, the message still makes room for another."""
+        if self._knows(delivery_tag):
+            virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
+            return
+        try:
+            super().ack(delivery_tag)  # type: ignore[no-untyped-call]
+        except _REFUSALS as error:
+            logger.warning("Redis takes no writes: a message was not acknowledged, and will come again: %s", error)
+            virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        if not self._knows(delivery_tag):
+            super().reject(delivery_tag, requeue)  # type: ignore[no-untyped-call]
+            return
+        if requeue:
+            self.restore_by_tag(delivery_tag, leftmost=True)
+        virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
+
+    def restore_by_tag(self, tag: str, client: Any = None, leftmost: bool = False) -> None:
+        if not self._knows(tag):
+            super().restore_by_tag(tag, client, leftmost)  # type: ignore[no-untyped-call]
+            return
+        message = self._delivered[tag]
+        info = message.delivery_info
+        with self.channel.conn_or_acquire(client) as connected:
+            self.channel._do_restore_message(message._raw, info["exchange"], info["routing_key"], connected, leftmost)
+
+    def _knows(self, tag: str) -> bool:
+        message = self._delivered.get(tag)
+        return message is not None and _is_in_log(message)
+
+
+def _is_in_log(message: Any) -> bool:
+    return bool((message.headers or {}).get(IN_LOG))
 
 
 class Channel(kombu_redis.Channel):
     """A Redis channel that outlives its connection quietly and never chokes on a message."""
 
+    QoS = QoS
+
     #: Transport option: larger envelopes are set aside unread.
     max_message_bytes = MAX_MESSAGE_BYTES
+
+    _kept: Any = None
 
     from_transport_options: tuple[str, ...] = (  # type: ignore[assignment]
         *kombu_redis.Channel.from_transport_options,
         "max_message_bytes",
     )
 
+    @contextmanager
+    def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
+        """A client for a few commands: always the same, for making one costs more than a command."""
+        if client is None:
+            self._refuse_when_closed()
+            if self._kept is None or self._kept.connection_pool is not self.pool:
+                self._kept = self._create_client()
+            client = self._kept
+        yield client
+
     def _create_client(self, asynchronous: bool = False) -> Any:
+        self._refuse_when_closed()
+        return super()._create_client(asynchronous)  # type: ignore[no-untyped-call]
+
+    def _refuse_when_closed(self) -> None:
         transport = self.connection
         if transport is None or getattr(transport, "client", None) is None:
             raise RedisConnectionError("this broker channel is closed")
-        return super()._create_client(asynchronous)  # type: ignore[no-untyped-call]
 
     def _brpop_read(self, **options: Any) -> bool:
         try:
@@ -91,9 +169,10 @@ class Channel(kombu_redis.Channel):
 
 
 class Transport(kombu_redis.Transport):
-    """kombu's Redis transport with Pickaxe's channel."""
+    """kombu's Redis transport with Pickaxe's channel, and its view of what is a lost connection."""
 
     Channel = Channel
+    connection_errors = (*kombu_redis.Transport.connection_errors, *_REFUSALS)
 
 
 def install() -> None:

@@ -21,8 +21,9 @@ from pickaxe.core import _purity
 from pickaxe.core._calls import Asked, Call
 from pickaxe.core._futures import ContinueAs, StepFuture, only_continues, step_future
 from pickaxe.core._loop import Loop, Task, Timer, running
+from pickaxe.core._mismatch import asked_for, recorded
 from pickaxe.core._records import Arrival, CancelRecord, Decision, Request, SignalRecord, StepRecord
-from pickaxe.errors import ConfigurationError, ImpureAgentError, MismatchError, PickaxeError
+from pickaxe.errors import ConfigurationError, ImpureAgentError, MismatchError, PickaxeError, RunTimeoutError
 
 FAREWELLS = 1_000
 """How often what an ended agent left running may start something new as it is cancelled."""
@@ -97,6 +98,21 @@ class Reduction:
                 self._spinning = error
                 self.loop.stop()
         return self._decide()
+
+    @property
+    def expects_tools(self) -> bool:
+        """Whether a call of a tool is on its way, and so an arrival soon."""
+        asked = (future.request for future in self._waiting.values())
+        return any(request.kind in (StepKind.TOOL, StepKind.GATHER) for request in asked)
+
+    @property
+    def expects_inline(self) -> bool:
+        """Whether inline steps have not ended, and so may be due to be run here."""
+        return bool(self._inline)
+
+    def open_steps(self) -> list[str]:
+        """The steps that have not ended, as far as is known here."""
+        return [key for key, record in self._log.items() if _is_open(record)]
 
     def close(self) -> None:
         """Drop the coroutine. Its `finally` blocks run, but nothing they ask for is done."""
@@ -265,7 +281,7 @@ class Reduction:
         elif (record.kind, record.name, record.digest, record.group) != (
             request.kind, request.name, request.digest, request.group,
         ):  # fmt: skip
-            self._mismatched(record, _asked_for(request))
+            self._mismatched(record, asked_for(request))
         if request.body is not None and (record is None or not record.state.terminal):
             self._inline[request.key] = request
 
@@ -276,7 +292,7 @@ class Reduction:
 
     def _mismatched(self, record: StepRecord, asked: str) -> None:
         if self._mismatch is None:
-            self._mismatch = MismatchError(record.key, _recorded(record), asked)
+            self._mismatch = MismatchError(record.key, recorded(record), asked)
         self.loop.stop()
 
     # The loop's timers.
@@ -291,7 +307,7 @@ class Reduction:
         if record is None:
             self._requests[timer.key] = request
         elif record.kind is not StepKind.TIMER:
-            self._mismatched(record, _asked_for(request))
+            self._mismatched(record, asked_for(request))
         elif self._has_arrived(record):
             self.loop.fire(timer)
             return
@@ -367,25 +383,8 @@ class Reduction:
         return RunState.CANCELLED, None, PickaxeError(self._cancelled.reason or "cancelled")
 
 
-class RunTimeoutError(PickaxeError, TimeoutError):
-    """A run did not end within its agent's `timeout`."""
-
-
 def _is_open(record: StepRecord) -> bool:
     return not record.state.terminal and record.state is not StepState.CANCELLING
-
-
-def _recorded(record: StepRecord) -> str:
-    if record.seq is None and record.state is StepState.CANCELLED:
-        return f"{record.kind} {record.name!r} as no longer wanted, and cancelled"
-    within = f" in {record.group!r}" if record.group else ""
-    return f"{record.kind} {record.name!r}{within} with arguments of digest {record.digest or '-'}"
-
-
-def _asked_for(request: Request) -> str:
-    within = f" in {request.group!r}" if request.group else ""
-    what = f"{request.options['count']} calls" if request.kind is StepKind.GATHER else request.input[:200]
-    return f"{request.kind} {request.name!r}{within} with {what} (digest {request.digest or '-'})"
 
 
 def _born(request: Request) -> StepRecord:

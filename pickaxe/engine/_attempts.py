@@ -16,9 +16,9 @@ from pickaxe._durations import humanise
 from pickaxe._failpoints import failpoint
 from pickaxe._states import StepState
 from pickaxe.engine import _errors
-from pickaxe.engine._claims import Attempt
-from pickaxe.engine._dispatch import agent_message, publish
+from pickaxe.engine._claims import Attempt, token
 from pickaxe.engine._doubt import answered, doubt
+from pickaxe.engine._engine import Engine
 from pickaxe.engine._gate import Throttled, enter
 from pickaxe.engine._released import publish_released
 from pickaxe.engine._transitions import step_entry
@@ -32,12 +32,15 @@ from pickaxe.errors import (
     ServiceUnavailableError,
     TransactionError,
 )
-from pickaxe.store import Settled
+from pickaxe.store import Claim, Outcome, Settled
 
 logger = logging.getLogger("pickaxe.tool")
 
 PERSISTENCE = 600.0
 """Seconds for which an outcome is offered to a Postgres that is away, before the call is given up to run again."""
+
+LAST_TRY = 3.0
+"""How many of them are left once the worker was told to stop."""
 
 T = TypeVar("T")
 
@@ -94,27 +97,33 @@ async def _contained(body: Coroutine[Any, Any, Any]) -> Any:
         raise RuntimeError(f"the tool raised {error!r}") from error
 
 
-def finish(attempt: Attempt, value: Any, *, chord: bool = False) -> Settled | None:
-    """Record a result."""
+def returned(attempt: Attempt, value: Any) -> Outcome | None:
+    """How an attempt ended whose body has returned."""
     try:
         output = attempt.spec.signature.encode_output(value, cap=attempt.engine.settings.max_payload)
     except Exception as error:  # noqa: BLE001 - a model's own validators and serializers raise what they like
-        return fail(attempt, error, chord=chord)
-    return _settle(attempt, StepState.SUCCEEDED, output=output, chord=chord)
+        return raised(attempt, error)
+    return _outcome(attempt, StepState.SUCCEEDED, output=output)
 
 
-def fail(attempt: Attempt, error: BaseException, *, chord: bool = False) -> Settled | None:
-    """Record a failure: another attempt if the tool's rules allow it, else the end of the step."""
+def raised(attempt: Attempt, error: BaseException) -> Outcome | None:
+    """How an attempt ended whose body has raised. None when another attempt follows, or nobody wants it any more.
+
+    Raises `error` itself when it is the worker that goes down.
+    """
     if isinstance(error, Unwanted):
         logger.info("%s: nobody wants this call any more", attempt.token)
-        attempt.engine.running.remove(attempt.token)
         return None
     if isinstance(error, Throttled):
         give_back(attempt, "waits for its rate limit", wait=error.wait)
         return None
+    if isinstance(error, SystemExit | KeyboardInterrupt | GeneratorExit) and not _errors.is_own_exit(error):
+        # Once it is its worker that goes down. A body that itself raises this must not be run again and again at once.
+        give_back(attempt, "its worker is going down", wait=min(60.0, attempt.claim.deaths**2))
+        raise error
     if attempt.claim.reconciling:
         failed = answered(attempt, error)
-        return None if failed is None else _settle(attempt, StepState.FAILED, error=failed, chord=chord)
+        return None if failed is None else _outcome(attempt, StepState.FAILED, error=failed)
     if attempt.in_doubt and attempt.interrupted and isinstance(error, TimeoutError):
         what = f"did not end within {humanise(attempt.timeout or 0.0)}"
         doubt(attempt, f"attempt {attempt.claim.attempt} {what}", spared=0, error=_errors.timed_out(what))
@@ -127,49 +136,11 @@ def fail(attempt: Attempt, error: BaseException, *, chord: bool = False) -> Sett
         text = _errors.timed_out(f"did not end within {humanise(attempt.timeout)}")
     else:
         text = _errors.encode(error)
-    return _settle(attempt, StepState.FAILED, error=text, chord=chord)
+    return _outcome(attempt, StepState.FAILED, error=text)
 
 
-def perform(attempt: Attempt, *, chord: bool = False) -> Settled | None:
-    """Run and record, in this thread."""
-    try:
-        try:
-            value = run_sync(attempt)
-        except BaseException as error:  # noqa: BLE001 - whatever a tool raises is its outcome, and is recorded
-            return failed_or_leaving(attempt, error, chord=chord)
-        return finish(attempt, value, chord=chord)
-    finally:
-        # If nothing was recorded, the next beats find that this process owns a call that it does not run.
-        attempt.engine.running.remove(attempt.token)
-
-
-async def perform_async(attempt: Attempt, *, chord: bool = False) -> None:
-    """Run and record on an event loop; recording happens in a thread."""
-    try:
-        value = await run_async(attempt)
-    except asyncio.CancelledError:
-        give_back(attempt, "its worker is going down")
-        raise
-    except BaseException as error:  # noqa: BLE001 - as above
-        await asyncio.to_thread(_recorded, attempt, failed_or_leaving, error, chord=chord)
-    else:
-        await asyncio.to_thread(_recorded, attempt, finish, value, chord=chord)
-
-
-def _recorded(attempt: Attempt, record: Callable[..., Settled | None], outcome: Any, *, chord: bool) -> None:
-    try:
-        record(attempt, outcome, chord=chord)
-    finally:
-        attempt.engine.running.remove(attempt.token)
-
-
-def failed_or_leaving(attempt: Attempt, error: BaseException, *, chord: bool) -> Settled | None:
-    """Record what a body raised, unless that is its process being told to stop."""
-    if isinstance(error, SystemExit | KeyboardInterrupt | GeneratorExit) and not _errors.is_own_exit(error):
-        # Once it is its worker that goes down. A body that itself raises this must not be run again and again at once.
-        give_back(attempt, "its worker is going down", wait=min(60.0, attempt.claim.deaths**2))
-        raise error
-    return fail(attempt, error, chord=chord)
+def _outcome(attempt: Attempt, state: StepState, *, output: str | None = None, error: str | None = None) -> Outcome:
+    return Outcome(attempt.claim, attempt.owner, state, output, error, attempt.claim.clock())
 
 
 def give_back(attempt: Attempt, reason: str, *, wait: float = 0.0) -> None:
@@ -191,49 +162,49 @@ def give_back(attempt: Attempt, reason: str, *, wait: float = 0.0) -> None:
     attempt.engine.nudge(wait)
 
 
-def insist(attempt: Attempt, write: Callable[[], T]) -> T:
+def insist(engine: Engine, name: str, write: Callable[[], T]) -> T:
     """Record an outcome, however long Postgres is away: it is known here and nowhere else."""
     deadline = time.monotonic() + PERSISTENCE
     while True:
         try:
             return write()
         except ServiceUnavailableError as error:
+            if engine.stopping():
+                deadline = min(deadline, time.monotonic() + LAST_TRY)
             if time.monotonic() >= deadline:
                 raise
-            logger.warning("%s: its outcome cannot be recorded yet: %s", attempt.token, error)
+            logger.warning("%s: its outcome cannot be recorded yet: %s", name, error)
             time.sleep(1.0)
 
 
-def _settle(
-    attempt: Attempt, state: StepState, *, output: str | None = None, error: str | None = None, chord: bool
-) -> Settled:
-    engine, claim = attempt.engine, attempt.claim
+def settle(engine: Engine, outcome: Outcome) -> Settled:
+    """Record an outcome, and no more than that. Who has woken the run is to see to its reduction."""
+    claim = outcome.claim
     failpoint("settle.before")
-    settled = insist(attempt, lambda: engine.store.settle(
-        claim.run, claim.key, state, origin=[StepState.RUNNING], attempt=claim.attempt, owner=attempt.owner,
-        output=output, error=error,
+    settled = insist(engine, _name(claim), lambda: engine.store.settle(
+        claim.run, claim.key, outcome.state, origin=[StepState.RUNNING], attempt=claim.attempt, owner=outcome.owner,
+        output=outcome.output, error=outcome.error,
     ))  # fmt: skip
     failpoint("settle.after")
-    return announce(attempt, state, settled, chord=chord)
+    told(engine, outcome, settled)
+    return settled
 
 
-def announce(attempt: Attempt, state: StepState, settled: Settled, *, chord: bool) -> Settled:
-    """Tell whom a recorded outcome concerns; one that was refused concerns nobody."""
-    engine, claim = attempt.engine, attempt.claim
-    attempt.ended()
+def told(engine: Engine, outcome: Outcome, settled: Settled) -> None:
+    """What follows from an outcome that was recorded, or refused."""
+    claim = outcome.claim
+    engine.running.end(_name(claim))
     if not settled.accepted:
         logger.warning(
-            "%s: the result came too late and was refused: the call is somebody else's now, or over", attempt.token
+            "%s: the result came too late and was refused: the call is somebody else's now, or over", _name(claim)
         )
-        return settled
-    engine.transitions.tell(claim.run, step_entry(claim.key, claim.name, str(state), claim.attempt))
+        return
+    engine.transitions.tell(claim.run, step_entry(claim.key, claim.name, str(outcome.state), claim.attempt))
     publish_released(engine, claim.run, settled.released)
-    # A chord ends in the agent's message, but only after all of its calls: a failure wakes the agent at once.
-    # An inline call's caller goes on by itself.
-    if settled.woken and not claim.options.get("inline") and (not chord or state is not StepState.SUCCEEDED):
-        wake = settled.seq or 0
-        publish(engine, [agent_message(claim.run, claim.agent, claim.queue, claim.priority, claim.root, wake)])
-    return settled
+
+
+def _name(claim: Claim) -> str:
+    return token(claim.run, claim.key, claim.attempt)
 
 
 def _retry(attempt: Attempt, error: BaseException, wait: float) -> None:
@@ -245,7 +216,7 @@ def _retry(attempt: Attempt, error: BaseException, wait: float) -> None:
         "type": failed["type"], "message": failed["message"][:500],
     })  # fmt: skip
     failpoint("retry.before")
-    given_back = insist(attempt, lambda: engine.store.retry_step(
+    given_back = insist(engine, attempt.token, lambda: engine.store.retry_step(
         claim, attempt.owner, wait=wait, spared=0, error=_values.dump(failed), history=_values.dump(past),
         reason=f"attempt {claim.attempt} failed ({failed['type']}), next in {humanise(wait)}",
     ))  # fmt: skip

@@ -58,6 +58,7 @@ def publish(engine: Engine, messages: Sequence[Message]) -> bool:
     """Hand messages to the broker. False, and a line in the log, when it does not take them."""
     if not messages:
         return True
+    engine.transitions.flush()  # what led to a message is told before what follows from it
     failpoint("publish.before")
     try:
         engine.publisher.publish(messages)
@@ -78,6 +79,7 @@ def dispatch(engine: Engine, steps: Sequence[StepDue], *, chord_for: Message | N
     if chord_for is None or len(messages) < 2:
         publish(engine, messages)
         return
+    engine.transitions.flush()
     failpoint("publish.before")
     try:
         engine.publisher.publish_chord(messages, chord_for)

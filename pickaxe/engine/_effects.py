@@ -1,30 +1,19 @@
-"""Running an attempt as its tool's effect policy wants it: by itself, or in a transaction with its result."""
+"""Transactional tools: a body that is run in the transaction in which its result is recorded."""
 
 from __future__ import annotations
 
 import logging
 
 from pickaxe import _values
-from pickaxe._effects import Effect
 from pickaxe._failpoints import failpoint
 from pickaxe._states import StepState
 from pickaxe.engine import _attempts
 from pickaxe.engine._claims import Attempt
 from pickaxe.engine._dispatch import publish_run
 from pickaxe.errors import ServiceUnavailableError
-from pickaxe.store import Settled, ToolTransaction
+from pickaxe.store import Outcome, Settled, ToolTransaction
 
 logger = logging.getLogger("pickaxe.effects")
-
-
-def perform(attempt: Attempt, *, chord: bool = False) -> Settled | None:
-    """Run and record, in this thread."""
-    if attempt.spec.effect is not Effect.TRANSACTIONAL:
-        return _attempts.perform(attempt, chord=chord)
-    try:
-        return _in_transaction(attempt, chord=chord)
-    finally:
-        attempt.engine.running.remove(attempt.token)
 
 
 def transaction_name(owner: str, token: str) -> str:
@@ -32,7 +21,11 @@ def transaction_name(owner: str, token: str) -> str:
     return f"pickaxe {owner} {_values.digest(_values.dump(token))}"
 
 
-def _in_transaction(attempt: Attempt, *, chord: bool) -> Settled | None:
+def in_transaction(attempt: Attempt) -> tuple[Outcome | None, Settled | None]:
+    """Run a transactional tool, in this thread. Its result is recorded with its effect; anything else is not yet.
+
+    Returns its outcome, None if it is to be tried again, and what recording that did.
+    """
     transaction: ToolTransaction | None = None
     output: str | None = None
     try:
@@ -42,12 +35,14 @@ def _in_transaction(attempt: Attempt, *, chord: bool) -> Settled | None:
     except BaseException as error:
         if _is_the_connections(transaction, error, recording=output is not None):
             _once_more(attempt, error, committed=transaction is not None and transaction.ending)
-            return None
+            return None, None
         violation = transaction.violation if transaction is not None and isinstance(error, Exception) else None
         if output is not None and violation is None and not ToolTransaction.is_the_tools(error):
             raise  # nothing was recorded, and the next beats find that this process owns a call that it does not run
-        return _attempts.failed_or_leaving(attempt, violation or error, chord=chord)
-    return _attempts.announce(attempt, StepState.SUCCEEDED, settled, chord=chord)
+        return _attempts.raised(attempt, violation or error), None
+    outcome = Outcome(attempt.claim, attempt.owner, StepState.SUCCEEDED, output, None, attempt.claim.clock())
+    _attempts.told(attempt.engine, outcome, settled)
+    return outcome, settled
 
 
 def _body(attempt: Attempt, transaction: ToolTransaction) -> str:
@@ -87,7 +82,7 @@ def _once_more(attempt: Attempt, error: BaseException, *, committed: bool) -> No
     logger.warning("%s: lost its transaction: %s", attempt.token, error)
     failpoint("retry.before")
     # It waits for whatever the server is still doing to the row: afterwards the outcome is certain.
-    given_back = _attempts.insist(attempt, lambda: engine.store.retry_step(
+    given_back = _attempts.insist(engine, attempt.token, lambda: engine.store.retry_step(
         claim, attempt.owner, wait=wait, spared=1, error=None, history=claim.history,
         reason=f"attempt {claim.attempt} lost its connection to the database, and nothing of it was committed",
     ))  # fmt: skip

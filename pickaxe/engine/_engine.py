@@ -9,7 +9,7 @@ import os
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +20,7 @@ from pickaxe._settings import Settings
 from pickaxe._specs import AgentSpec, ToolSpec
 from pickaxe.broker import Publisher, current_message
 from pickaxe.engine._limiter import RateLimiter
+from pickaxe.engine._sticky import Sticky
 from pickaxe.engine._transitions import Transitions
 from pickaxe.store import Store
 
@@ -90,7 +91,8 @@ class Engine:
     """What every part of the engine works with.
 
     `owner` is this process's incarnation: random per process start, and new again if the process was
-    declared dead and came back. `family` is its worker's: a prefork worker's processes share it.
+    declared dead and came back. `family` is its worker's: a prefork worker's processes share it. `stopping` tells
+    whether that worker was told to stop.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class Engine:
         agents: Mapping[str, AgentSpec],
         tools: Mapping[str, ToolSpec],
         queue_limits: Mapping[str, tuple[Rate, ...]],
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self.name = name
         self.store = store
@@ -113,7 +116,9 @@ class Engine:
         self.agents = agents
         self.tools = tools
         self.queue_limits = queue_limits
+        self.stopping = stopping
         self.running = Running()
+        self.sticky = Sticky(settings.sticky)
         self.owner = new_owner()
         self.family = new_owner()
         self.worker_name = ""
@@ -162,6 +167,8 @@ class Engine:
         """Let go of everything."""
         if "background" in self.__dict__:
             self.background.stop()
+        self.transitions.flush()
+        self.sticky.clear()
         self.store.database.close()
         self.redis.close()
 

@@ -1,12 +1,14 @@
-"""The heart: a run's agent task. Load, reduce, commit, publish; nothing here holds a lock.
+"""The heart: how a run moves. Load, reduce, commit, publish; nothing here holds a lock.
 
 ```
-execute(run)
+execute(run)                  what an agent's message asks for
     load     the run's row and log                       (nothing is claimed)
     reduce   the agent's coroutine over the log          (pure: a lost race costs CPU, no more)
     commit   everything it decided, if nothing has moved (one statement)
     publish  what the commit says should be in the broker (may fail: the sweeper repeats it)
-    inline   run the steps that asked for no queue, and go round again
+    and return the calls that this process is to run itself
+
+go_on(outcome)                the same after a call, with its outcome in the same commit
 ```
 """
 
@@ -14,43 +16,58 @@ from __future__ import annotations
 
 import logging
 import uuid
-from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
 from pickaxe._failpoints import failpoint
-from pickaxe._specs import AgentSpec
 from pickaxe._states import RunState, StepKind, StepState
 from pickaxe._texts import storable
 from pickaxe.core._records import Decision
-from pickaxe.core._reduction import Reduction
 from pickaxe.engine import _errors, _inline
+from pickaxe.engine._attempts import insist, told
 from pickaxe.engine._cancellation import cancel_orphans
+from pickaxe.engine._claims import Attempt, token
 from pickaxe.engine._dispatch import agent_message, dispatch, publish, publish_run
+from pickaxe.engine._doubt import is_once
 from pickaxe.engine._engine import Engine
 from pickaxe.engine._plan import Plan, plan_steps
 from pickaxe.engine._quarantine import watched
 from pickaxe.engine._released import publish_released
+from pickaxe.engine._sticky import Kept
+from pickaxe.engine._stint import Stint
 from pickaxe.engine._transitions import run_entry, step_entry
-from pickaxe.errors import ImpureAgentError, InputError, MismatchError, PickaxeError, ServiceUnavailableError
-from pickaxe.store import Commit, Log, RunRow
+from pickaxe.engine._turns import Turn, decide, ending, let_go, next_turn, turn_after
+from pickaxe.errors import ServiceUnavailableError
+from pickaxe.store import Commit, Log, Outcome, RunRow, Settled
 
 logger = logging.getLogger("pickaxe.agent")
 
 ROUNDS = 100
 """Reductions in a row after which a run makes way for others, and queues up again."""
 
+NOTHING_SETTLED = Settled(accepted=True, woken=False, seq=None, released=[])
 
-def execute(engine: Engine, run: uuid.UUID) -> None:
-    """Bring a run as far as it can go now. A duplicate or late message finds nothing to do."""
+Ending = tuple[RunState, str | None, str | None]
+
+
+def execute(engine: Engine, run: uuid.UUID, stint: Stint) -> list[Attempt]:
+    """Bring a run as far as it can go now. A duplicate or late message finds nothing to do.
+
+    Returns the calls to be run here next.
+    """
     for _ in range(ROUNDS):
-        row = engine.store.load_run(run)
-        if row is None or row.state is not RunState.READY:
-            return
         try:
-            with watched(engine, row) as may_go:
-                if not may_go or not _advance(engine, row, engine.store.load_log(row)):
-                    return
+            turn = next_turn(engine, run)
+            if turn is None or turn.row.state is not RunState.READY:
+                stint.woken = False
+                let_go(engine, turn)
+                return []
+            with watched(engine, turn.row) as may_go:
+                if not may_go:
+                    stint.woken = False
+                    let_go(engine, turn)
+                    return []
+                _, commit, attempts = _carry_out(engine, turn, *_decided(engine, turn, stint), None)
         except ServiceUnavailableError:
             raise
         except (Exception, KeyboardInterrupt) as error:
@@ -58,116 +75,113 @@ def execute(engine: Engine, run: uuid.UUID) -> None:
             reason = f"its reduction broke down, and is tried again later: {type(error).__name__}: {error}"
             engine.store.defer_run(run, reason[: _errors.MESSAGE_CAP], engine.settings.redispatch_cap)
             raise
+        stint.woken = commit.moved
+        if attempts or (commit.committed and not commit.moved):
+            return attempts
     publish_run(engine, run)
+    return []
 
 
-def _advance(engine: Engine, row: RunRow, log: Log) -> bool:
-    """One reduction. True when the run should be loaded and reduced again at once."""
-    decision = _reduce(engine, row, log)
-    plan = plan_steps(row, decision, log, owner=engine.owner, redispatch=engine.settings.redispatch_after)
-    with engine.running.expected(_inline.tokens(row, plan)):
-        ending = _ending(engine, engine.agents[row.agent], decision)
-        commit = _commit(engine, row, decision, plan, ending)
-        if not commit.committed:
-            return True
-        engine.transitions.tell(row.id, *_entries(row, decision, log, ending[0]))
-        _publish(engine, row, decision, plan, commit)
-        return _inline.run_all(engine, row, plan) or commit.moved
+def go_on(engine: Engine, outcome: Outcome, stint: Stint) -> list[Attempt] | None:
+    """Record an outcome and the reduction that follows from it, in one commit. None: nothing was recorded.
 
-
-def _reduce(engine: Engine, row: RunRow, log: Log) -> Decision:
+    Returns the calls to be run here next.
+    """
+    claim = outcome.claim
+    if claim.group is not None or claim.deaths or is_once(claim.options):
+        return None  # what may not be lost, or was lost once, is recorded before the agent sees it
     try:
-        with closing(reduction_of(engine, row)) as reduction:
-            decision = reduction.resume(log.steps, [*log.signals, *([row.cancel] if row.cancel else [])])
-            return _with_both_sides(engine, row, decision)
-    except InputError as error:
-        if row.started is not None:
-            # It fitted when the run began: the code has changed since, and may be changed back.
-            return Decision(RunState.PAUSED, row.head, error=error)
-        return _failed(row, log, error)
-    except ImpureAgentError as error:
-        return _failed(row, log, error)
-    except SystemExit as error:
-        if not _errors.is_own_exit(error):
+        turn = turn_after(engine, claim)
+        if turn is None:
+            return None
+        decision, plan = _decided(engine, turn, stint, outcome)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it will be met again, by a reduction of its own
+        logger.info("run %s: its reduction waits until the outcome is recorded: %r", claim.run, error)
+        return None
+    settled, commit, attempts = _carry_out(engine, turn, decision, plan, outcome)
+    stint.woken = settled.woken or commit.moved
+    return execute(engine, claim.run, stint) if stint.woken and not attempts else attempts
+
+
+def _decided(engine: Engine, turn: Turn, stint: Stint, outcome: Outcome | None = None) -> tuple[Decision, Plan]:
+    try:
+        decision = decide(engine, turn, outcome)
+        plan = plan_steps(
+            turn.row, decision, turn.log, owner=engine.owner, redispatch=engine.settings.redispatch_after,
+            here=stint.next_call(decision),
+        )  # fmt: skip
+    except BaseException:
+        turn.close()
+        raise
+    return decision, plan
+
+
+def _carry_out(
+    engine: Engine, turn: Turn, decision: Decision, plan: Plan, outcome: Outcome | None
+) -> tuple[Settled, Commit, list[Attempt]]:
+    """Commit and publish a decision, with the outcome that it follows from. Returns the calls to be run here."""
+    row = turn.row
+    with engine.running.expected(_inline.tokens(row.id, plan)):
+        try:
+            end = ending(engine, engine.agents[row.agent], decision)
+            settled, commit = _commit(engine, row, decision, plan, end, outcome)
+        except BaseException:
+            turn.close()
             raise
-        return _failed(row, log, RuntimeError(f"the agent raised {error!r}"))
+        after = replace(
+            row, epoch=row.epoch + 1, head=max(row.head, decision.head), wake=row.wake + (outcome is not None),
+            started=row.now if row.started is None else row.started,
+        )  # fmt: skip
+        _keep(engine, turn, after, decision, commit)
+        if not commit.committed:
+            return settled, commit, []
+        engine.transitions.tell(row.id, *_entries(row, decision, turn.log, end[0]))
+        _publish(engine, row, decision, plan, commit)
+        return settled, commit, _inline.take(engine, after, plan)
 
 
-def _with_both_sides(engine: Engine, row: RunRow, decision: Decision) -> Decision:
-    """A mismatch with the recorded arguments spelled out: a reduction only knows their digest."""
-    if (found := decision.mismatch) is None:
-        return decision
-    recorded = engine.store.recorded_input(row.id, found.key)
-    told = MismatchError(found.key, f"{found.recorded} {recorded[:200]}", found.asked)
-    return replace(decision, mismatch=told, error=told)
-
-
-def _failed(row: RunRow, log: Log, error: Exception) -> Decision:
-    """The end of a run that cannot be reduced, now or ever."""
-    still_open = tuple(step.key for step in log.steps if not step.state.terminal)
-    return Decision(RunState.FAILED, row.head, cancels=still_open, error=error)
-
-
-def reduction_of(engine: Engine, row: RunRow) -> Reduction:
-    """The run's coroutine, not yet started."""
-    spec = engine.agents[row.agent]
-    arguments = spec.signature.decode_input(row.input)
-    return Reduction(
-        lambda: spec.function(**arguments),
-        seed=f"{row.id}/{row.chapter}",
-        started_at=row.started if row.started is not None else row.now,
-        chapter=row.chapter,
-        encode_input=lambda args, kwargs: spec.signature.encode_input(args, kwargs, cap=engine.settings.max_payload),
-    )
+def _keep(engine: Engine, turn: Turn, after: RunRow, decision: Decision, commit: Commit) -> None:
+    # A run that waits for something else than a tool may do so for months, and must not cost memory.
+    reduction = turn.reduction
+    if reduction is None:
+        return
+    if commit.committed and decision.state is RunState.WAITING and reduction.expects_tools:
+        engine.sticky.keep(Kept(after, reduction))
+    else:
+        reduction.close()
 
 
 def _commit(
-    engine: Engine, row: RunRow, decision: Decision, plan: Plan, ending: tuple[RunState, str | None, str | None]
-) -> Commit:
-    state, output, error = ending
-    failpoint("commit.before")
-    commit = engine.store.commit(
-        row,
-        state=str(state),
-        new_head=max(row.head, decision.head),
-        output=output,
-        error=error,
-        reason=storable(str(decision.error)) if decision.state is RunState.PAUSED else None,
-        published=_published(decision),
-        started=row.started if row.started is not None else row.now,
-        owner=plan.owner,
-        steps=plan.steps_json,
-        children=plan.children_json,
-        cancels=list(decision.cancels),
-        settled_keys=[key for key, _ in decision.settled],
-        settled_seqs=[seq for _, seq in decision.settled],
-        carried=list(decision.carried),
-    )
-    failpoint("commit.after")
-    return commit
-
-
-def _ending(engine: Engine, spec: AgentSpec, decision: Decision) -> tuple[RunState, str | None, str | None]:
-    match decision.state:
-        case RunState.SUCCEEDED:
-            try:
-                return (
-                    decision.state,
-                    spec.signature.encode_output(decision.output, cap=engine.settings.max_payload),
-                    None,
-                )
-            except PickaxeError as error:
-                return RunState.FAILED, None, _errors.encode(error)
-        case RunState.READY:
-            return decision.state, decision.output, None
-        case RunState.FAILED | RunState.CANCELLED | RunState.PAUSED if decision.error is not None:
-            return decision.state, None, _errors.encode(decision.error)
-        case _:
-            return decision.state, None, None
-
-
-def _published(decision: Decision) -> str | None:
-    return decision.published if decision.has_published else None
+    engine: Engine, row: RunRow, decision: Decision, plan: Plan, end: Ending, outcome: Outcome | None
+) -> tuple[Settled, Commit]:
+    state, output, error = end
+    values: dict[str, Any] = {
+        "state": str(state),
+        "new_head": max(row.head, decision.head),
+        "output": output,
+        "error": error,
+        "reason": storable(str(decision.error)) if decision.state is RunState.PAUSED else None,
+        "published": decision.published if decision.has_published else None,
+        "started": row.started if row.started is not None else row.now,
+        "owner": plan.owner,
+        "steps": plan.steps_json,
+        "children": plan.children_json,
+        "cancels": list(decision.cancels),
+        "settled_keys": [key for key, _ in decision.settled],
+        "settled_seqs": [seq for _, seq in decision.settled],
+        "carried": list(decision.carried),
+    }
+    if outcome is None:
+        failpoint("commit.before")
+        commit = engine.store.commit(row, **values)
+        failpoint("commit.after")
+        return NOTHING_SETTLED, commit
+    name = token(row.id, outcome.claim.key, outcome.claim.attempt)
+    failpoint("advance.before")
+    settled, commit = insist(engine, name, lambda: engine.store.advance(row, outcome, **values))
+    failpoint("advance.after")
+    told(engine, outcome, settled)
+    return settled, commit
 
 
 def _publish(engine: Engine, row: RunRow, decision: Decision, plan: Plan, commit: Commit) -> None:

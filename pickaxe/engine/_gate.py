@@ -68,7 +68,7 @@ def enter(engine: Engine, claims: Sequence[Claim]) -> None:
     deadline = time.monotonic() + PATIENCE
     # The limiter counted the start at some moment since it was asked. Its margin covers what a start is later than
     # counted, so a process that was not given the processor meanwhile has missed its turn.
-    late, asks = START_MARGIN / 2 * min((claim.rate.window for claim in claims), default=0.0), 0
+    late, asks = START_MARGIN * 0.9 * min((claim.rate.window for claim in claims), default=0.0), 0
     while claims:
         asked, wait = time.monotonic(), _ask(engine, claims)
         if wait == 0:

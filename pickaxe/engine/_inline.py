@@ -1,53 +1,53 @@
-"""Inline steps: memoised like any other, run in the agent's own process, without a message."""
+"""Calls that are run where they were asked for: claimed in the commit that makes them, without a message."""
 
 from __future__ import annotations
 
+import time
 import uuid
-from typing import Any
 
 from pickaxe import _values
 from pickaxe._specs import ToolSpec
+from pickaxe._states import StepState
 from pickaxe.core._records import Request
-from pickaxe.engine._claims import GRACE, own, token
-from pickaxe.engine._effects import perform
+from pickaxe.engine._claims import GRACE, Attempt, own, token
 from pickaxe.engine._engine import Engine
 from pickaxe.engine._plan import Plan
 from pickaxe.store import Claim, RunRow
 
 
-def run_all(engine: Engine, row: RunRow, plan: Plan) -> bool:
-    """Run the inline steps of a plan. True if the run has something new to reduce."""
-    woken = False
-    for request, attempts_before in plan.inline:
-        claim = _new(row, request) if attempts_before == 0 and request.key in plan.states else None
+def tokens(run: uuid.UUID, plan: Plan) -> list[str]:
+    """The names of the attempts that `take` will own."""
+    return [token(run, request.key, before + 1) for request, before in plan.inline]
+
+
+def take(engine: Engine, row: RunRow, plan: Plan) -> list[Attempt]:
+    """Own the calls of a plan that are to be run here. `row` is the run after the plan's commit."""
+    attempts = []
+    for request, before in plan.inline:
+        new = plan.states.get(request.key) == StepState.RUNNING
+        claim = _born(row, request) if new else None
         owner = plan.owner if claim is not None else engine.owner
-        claim = claim or engine.store.claim(row.id, request.key, attempts_before + 1, owner, grace=GRACE)
+        claim = claim or engine.store.claim(row.id, request.key, before + 1, owner, grace=GRACE)
         if claim is not None:
-            settled = perform(own(engine, _spec(request), claim, owner))
-            woken = woken or (settled is not None and settled.woken)
-    return woken
+            attempts.append(own(engine, _spec(engine, request), claim, owner))
+    return attempts
 
 
-def tokens(row: RunRow, plan: Plan) -> list[str]:
-    """The names of the attempts that `run_all` will make."""
-    return [token(row.id, request.key, before + 1) for request, before in plan.inline]
+def _spec(engine: Engine, request: Request) -> ToolSpec:
+    if request.body is None:
+        return engine.tools[request.name]
+    assert isinstance(request.body, ToolSpec)
+    return request.body
 
 
-def _spec(request: Request) -> ToolSpec:
-    body: Any = request.body
-    assert isinstance(body, ToolSpec)
-    return body
-
-
-def _new(row: RunRow, request: Request) -> Claim:
+def _born(row: RunRow, request: Request) -> Claim:
     # Inserted as running, by this process, in the commit that has just succeeded.
+    read = time.monotonic()  # before anything that takes time
+    now = row.now + read - row.read
+    total = request.options.get("total_timeout")
     options = _values.load(_values.dump(dict(request.options)))
     return Claim(
-        row.id, request.key, request.name, request.input, options, 1, 0, request.group, None,
-        row.agent, row.root, row.queue, row.priority, None, row.now,
+        row.id, request.key, request.name, request.digest, request.input, options, 1, 0, request.group, None,
+        row.agent, row.root, row.queue, row.priority, row.chapter, row.epoch, row.head, row.wake,
+        None if total is None else now + float(total), now, read=read,
     )  # fmt: skip
-
-
-def wake_inline(engine: Engine, run: uuid.UUID) -> bool:
-    """A due inline step runs where its agent runs: wake the run. True if it must be published."""
-    return engine.store.wake(run)

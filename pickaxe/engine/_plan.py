@@ -50,12 +50,17 @@ def child_id(run: uuid.UUID, key: str) -> uuid.UUID:
     return uuid.uuid5(run, key)
 
 
-def plan_steps(row: RunRow, decision: Decision, log: Log, *, owner: str, redispatch: float) -> Plan:
+def plan_steps(
+    row: RunRow, decision: Decision, log: Log, *, owner: str, redispatch: float, here: Request | None = None
+) -> Plan:
     """Turn requests into rows. Nothing is written yet.
 
-    `owner` is the process that commits them; `redispatch` the pause before the sweeper sends a message again.
+    `owner` is the process that commits them; `redispatch` the pause before the sweeper sends a message again;
+    `here` the call that the process runs itself, besides those that are always run inline.
     """
     plan = Plan(owner, redispatch)
+    if here is not None:
+        plan.inline.append((here, 0))
     limits = {r.key: r.options.get("limit") for r in decision.requests if r.kind is StepKind.GATHER}
     steps, children = [], []
     for request in decision.requests:
@@ -68,7 +73,7 @@ def plan_steps(row: RunRow, decision: Decision, log: Log, *, owner: str, redispa
     _sort_calls(plan, row, decision.requests)
     plan.event_waits = [r.key for r in decision.requests if r.kind is StepKind.EVENT]
     new = {request.key for request in decision.requests}
-    plan.inline = [(r, 0) for r in decision.inline if r.key in new]
+    plan.inline += [(r, 0) for r in decision.inline if r.key in new]
     plan.inline += [(r, log.ready_inline[r.key]) for r in decision.inline if r.key in log.ready_inline]
     return plan
 
@@ -78,19 +83,19 @@ def _held(request: Request, limits: dict[str, Any]) -> bool:
     return limit is not None and request.index >= limit
 
 
-def _state(request: Request, *, held: bool) -> StepState:
+def _state(plan: Plan, request: Request, *, held: bool) -> StepState:
     if request.kind is StepKind.TOOL:
-        if request.body is not None:
+        if request.body is not None or any(request is chosen for chosen, _ in plan.inline):
             return StepState.RUNNING
         return StepState.BLOCKED if held else StepState.READY
     return StepState.BLOCKED if held else StepState.WAITING
 
 
 def _step(plan: Plan, request: Request, *, held: bool) -> dict[str, Any]:
-    state = _state(request, held=held)
+    state = _state(plan, request, held=held)
     plan.states[request.key] = str(state)
     options = request.options
-    times = [t for t in (options.get("schedule_timeout"), options.get("total_timeout")) if t is not None]
+    times = [options.get("total_timeout"), None if state is StepState.RUNNING else options.get("schedule_timeout")]
     stored = {k: v for k, v in options.items() if k not in _OWN_COLUMNS and v is not None}
     if request.kind is StepKind.CHILD:
         stored["policy"] = str(request.policy)
@@ -104,7 +109,7 @@ def _step(plan: Plan, request: Request, *, held: bool) -> dict[str, Any]:
         "priority": options.get("priority"),
         "due": request.due,
         "due_in": _due_in(plan, request, state),
-        "expires_in": min(times) if times else None,
+        "expires_in": min((t for t in times if t is not None), default=None),
         "total_timeout": options.get("total_timeout"),
         "group_key": request.group,
         "index": request.index,

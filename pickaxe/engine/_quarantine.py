@@ -28,11 +28,12 @@ logger = logging.getLogger("pickaxe.quarantine")
 DEADLY = "its agent's code kills the worker processes that reduce it: mend it, then `pickaxe retry` the run"
 
 
-def reclaim(engine: Engine) -> None:
-    """Find the processes that are dead, and take their steps away from them."""
+def reclaim(engine: Engine, *, bury: bool = True) -> None:
+    """Take their steps away from dead processes. With `bury`, first find those that give no sign of life."""
     settings = engine.settings
-    for worker in engine.store.bury_workers(dead=settings.dead_after, vanished=settings.vanished_after):
-        logger.warning("worker process %s %s is gone", worker.name, worker.pid)
+    if bury:
+        for worker in engine.store.bury_workers(dead=settings.dead_after, vanished=settings.vanished_after):
+            logger.warning("worker process %s %s is gone", worker.name, worker.pid)
     failpoint("reclaim.before")
     # Processes that died together had beaten together, give or take one beat.
     steps = engine.store.reclaim_steps(limit=settings.quarantine_after, together=1.5 * settings.beat_every)

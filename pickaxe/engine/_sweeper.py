@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
 import uuid
@@ -36,6 +37,7 @@ from pickaxe.engine._quarantine import reclaim
 from pickaxe.engine._released import publish_released
 from pickaxe.engine._transitions import step_entry
 from pickaxe.errors import PickaxeError, ServiceUnavailableError
+from pickaxe.store import FOUND_AGAIN
 
 logger = logging.getLogger("pickaxe.sweeper")
 
@@ -44,6 +46,9 @@ INCARNATION = "pickaxe:incarnation"
 
 LEADER = 0
 """The slot of the sweeper's lock; worker processes have slots from 1."""
+
+JUMP = 1.0
+"""Seconds by which the database's clock may differ from what it should be between two rounds."""
 
 SHORTEST = 0.01
 """Seconds between two rounds when something is always due."""
@@ -58,6 +63,7 @@ class Sweeper:
         self._thread: threading.Thread | None = None
         self._leading: Connection | None = None
         self._swept = 0.0
+        self._steadiness = Steadiness()
         self._purge = Purge(engine)
 
     def start(self) -> None:
@@ -84,6 +90,7 @@ class Sweeper:
                 pause = self._round() if self._leads() else self._engine.settings.sweep_every
             except Exception as error:
                 expected = isinstance(error, PickaxeError | DBAPIError | redis.RedisError)
+                self._steadiness.disturbed()
                 logger.warning("a sweep was cut short: %s", error, exc_info=not expected)
                 self._step_down()
                 pause = self._engine.settings.sweep_every
@@ -91,7 +98,7 @@ class Sweeper:
     def _round(self) -> float:
         if time.monotonic() - self._swept >= self._engine.settings.sweep_every / 2:
             self._swept = time.monotonic()
-            sweep(self._engine)
+            sweep(self._engine, bury=self._steadiness.steady)
             self._purge()
         else:
             release_due(self._engine)
@@ -105,7 +112,8 @@ class Sweeper:
                 return False
             logger.info("this process sweeps from now on")
         # Notices when the lock is gone; and shows the others that this process is awake.
-        self._engine.store.holds(self._leading)
+        asked = time.monotonic()
+        self._steadiness.saw(self._engine.store.holds(self._leading), asked)
         return True
 
     def _depose(self) -> None:
@@ -120,6 +128,34 @@ class Sweeper:
                 leading.close()
             except DBAPIError as error:
                 logger.debug("closing a lost connection: %s", error)
+
+
+class Steadiness:
+    """Whether the database can be asked who is dead.
+
+    After a time in which nobody could write (a fail-over, a read-only spell), or when its clock has jumped, every
+    beat looks old, and all that lives needs a moment to beat again.
+    """
+
+    def __init__(self) -> None:
+        self._offset: float | None = None
+        self._disturbed = -math.inf
+
+    def saw(self, clock: float, asked: float) -> None:
+        """The database's time was `clock` at some moment since it was `asked`, on the monotonic clock."""
+        least, most = clock - time.monotonic(), clock - asked
+        if self._offset is not None and not least - JUMP <= self._offset <= most + JUMP:
+            self.disturbed()
+        self._offset = most
+
+    def disturbed(self) -> None:
+        """Something went wrong just now."""
+        self._disturbed = time.monotonic()
+
+    @property
+    def steady(self) -> bool:
+        """Whether nothing has gone wrong for long enough."""
+        return time.monotonic() - self._disturbed >= FOUND_AGAIN
 
 
 class Nudges:
@@ -146,11 +182,11 @@ class Nudges:
             stop.wait(max(0.0, deadline - time.monotonic()))
 
 
-def sweep(engine: Engine) -> None:
-    """One round: everything that is due now."""
+def sweep(engine: Engine, *, bury: bool = True) -> None:
+    """One round: everything that is due now. With `bury`, who gives no sign of life is declared dead."""
     failpoint("sweep.before")
     _look_for_lost_broker(engine)
-    reclaim(engine)
+    reclaim(engine, bury=bury)
     _time_out(engine)
     for run, key in engine.store.due_lookbacks():
         with _apart(run):

@@ -7,6 +7,8 @@ from the log. See `pickaxe/client.py`.
 from __future__ import annotations
 
 import logging
+import threading
+import time
 import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -20,6 +22,9 @@ logger = logging.getLogger("pickaxe.stream")
 MAX_LENGTH = 10_000
 """Entries kept per run while it is live."""
 
+LINGER = 0.01
+"""Seconds for which more transitions are waited for, to be sent together."""
+
 
 def stream_key(run: uuid.UUID | str) -> str:
     """The Redis key of a run's stream."""
@@ -27,33 +32,65 @@ def stream_key(run: uuid.UUID | str) -> str:
 
 
 class Transitions:
-    """Writes transitions. Failing to is logged and otherwise ignored: the log has them."""
+    """Writes transitions, soon and several at a time. Failing to is logged and otherwise ignored: the log has them.
+
+    They are told before the next message is published and at the end of a task, and otherwise within `LINGER`
+    by a thread, so that steps which follow each other quickly cost one round trip and not one each.
+    """
 
     def __init__(self, client: redis.Redis, *, ttl: float) -> None:
         self._client = client
         self._ttl = int(ttl * 1000)
+        self._waiting: list[tuple[uuid.UUID, Mapping[str, Any]]] = []
+        self._lock = threading.Lock()
+        self._sending = threading.Lock()
+        self._some = threading.Event()
+        self._thread: threading.Thread | None = None
 
     def tell(self, run: uuid.UUID, *entries: Mapping[str, Any]) -> None:
         """Append transitions of a run."""
         self.tell_all((run, entry) for entry in entries)
 
     def tell_all(self, entries: Iterable[tuple[uuid.UUID, Mapping[str, Any]]]) -> None:
-        """Append transitions of several runs in one round trip."""
-        entries = list(entries)
-        if not entries:
-            return
+        """Append transitions of several runs."""
+        now = time.time()
+        with self._lock:
+            self._waiting += ((run, {**entry, "at": now}) for run, entry in entries)
+            if self._waiting and self._thread is None:
+                self._thread = threading.Thread(target=self._flush_for_ever, name="pickaxe-stream", daemon=True)
+                self._thread.start()
+        if not self._some.is_set():
+            self._some.set()
+
+    def flush(self) -> None:
+        """Send what is waiting, now."""
+        # In the order in which they were told, whoever sends them.
+        with self._sending:
+            with self._lock:
+                entries, self._waiting = self._waiting, []
+            if entries:
+                self._send(entries)
+
+    def _flush_for_ever(self) -> None:
+        while True:
+            self._some.wait()
+            self._some.clear()
+            time.sleep(LINGER)
+            self.flush()
+
+    def _send(self, entries: list[tuple[uuid.UUID, Mapping[str, Any]]]) -> None:
         pipe = self._client.pipeline(transaction=False)
         keys = set()
         for run, entry in entries:
             key = stream_key(run)
             keys.add(key)
-            pipe.xadd(key, {"t": _values.dump(dict(entry))}, maxlen=MAX_LENGTH, approximate=True)
+            pipe.xadd(key, {"t": _values.dump(entry)}, maxlen=MAX_LENGTH, approximate=True)
         for key in keys:
             pipe.pexpire(key, self._ttl)
         try:
             pipe.execute()
         except redis.RedisError as error:
-            logger.debug("a transition was not streamed: %s", error)
+            logger.debug("transitions were not streamed: %s", error)
 
 
 def run_entry(state: str, **more: Any) -> dict[str, Any]:

@@ -7,8 +7,8 @@ trip and one commit.
 from pickaxe.store._aside import AsideStore
 from pickaxe.store._database import Database
 from pickaxe.store._events import EventStore
-from pickaxe.store._fleet import BATCH, FleetStore
-from pickaxe.store._runs import Claim, Commit, Log, NewRun, RunRow, RunStore, Settled, StepDue
+from pickaxe.store._fleet import BATCH, FOUND_AGAIN, FleetStore
+from pickaxe.store._runs import Claim, Commit, Log, NewRun, News, Outcome, RunRow, RunStore, Settled, StepDue
 from pickaxe.store._schema import SCHEMA_RANGE, check_schema, migrate, schema_version
 from pickaxe.store._transactions import ToolTransaction
 from pickaxe.store._views import RunView, StepView, Views
@@ -20,12 +20,15 @@ class Store(RunStore, EventStore, FleetStore, AsideStore, Views):
 
 __all__ = [
     "BATCH",
+    "FOUND_AGAIN",
     "SCHEMA_RANGE",
     "Claim",
     "Commit",
     "Database",
     "Log",
     "NewRun",
+    "News",
+    "Outcome",
     "RunRow",
     "RunView",
     "Settled",

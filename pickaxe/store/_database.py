@@ -9,10 +9,12 @@ import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import resources
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import psycopg
-from sqlalchemy import Connection, Engine, Row, TextClause, create_engine, text
+from psycopg.rows import namedtuple_row
+from sqlalchemy import Connection, Engine, Row, TextClause, create_engine, event, text
+from sqlalchemy.dialects.postgresql import psycopg as dialect
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -24,6 +26,12 @@ logger = logging.getLogger("pickaxe.store")
 T = TypeVar("T")
 
 _CONFLICTS = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
+_SILENCE = {"keepalives_idle": 10, "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": 10_000}
+"""A server that has vanished without a word is given up after 10 to 16 s; Linux' own defaults take 11 minutes."""
+
+LONGEST_IDLE = 5.0
+"""Seconds for which a transaction of Pickaxe's own may do nothing before Postgres ends its session."""
+
 _MISSING = (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName, psycopg.errors.UndefinedFunction)
 
 
@@ -55,6 +63,7 @@ class Database:
         self._engine: Engine | None = None
         self._tool_engine: Engine | None = None
         self._lock = threading.Lock()
+        self._asked = threading.local()
 
     @property
     def engine(self) -> Engine:
@@ -63,6 +72,7 @@ class Database:
             with self._lock:
                 if self._engine is None:
                     self._engine = self._connect(isolation_level="AUTOCOMMIT", skip_autocommit_rollback=True)
+                    event.listen(self._engine, "connect", self._limit)
         return self._engine
 
     @property
@@ -80,9 +90,14 @@ class Database:
             pool_size=self._pool_size,
             max_overflow=self._pool_size,
             pool_timeout=30,
-            connect_args={"connect_timeout": 5, "application_name": "pickaxe", "keepalives_idle": 10},
+            connect_args={"connect_timeout": 5, "application_name": "pickaxe", **_SILENCE},
             **options,
         )
+
+    @staticmethod
+    def _limit(connection: Any, _record: Any) -> None:
+        # A process that is frozen within a transaction must not hold its rows, and so the sweeper, for ever.
+        connection.execute(f"SET idle_in_transaction_session_timeout = {int(LONGEST_IDLE * 1000)}")
 
     def forked(self) -> None:
         """Forget the parent's connections, which belong to the parent."""
@@ -102,10 +117,16 @@ class Database:
         """Where the database is, without the password."""
         return self.url.render_as_string(hide_password=True).replace("postgresql+psycopg", "postgresql")
 
+    @property
+    def asked_at(self) -> float:
+        """When this thread sent its last statement, on the monotonic clock: before the time that its answer tells,
+        so what is reckoned from the two does not come before anything the database has noted."""
+        return float(self._asked.at)
+
     def rows(self, name: str, /, **parameters: Any) -> Sequence[Row[Any]]:
         """The rows of a named statement."""
-        found: Sequence[Row[Any]] = self.patiently(lambda: self._run(statement(name), parameters))
-        return found
+        query = native(name)
+        return self.patiently(lambda: self._run(query, parameters))
 
     def row(self, name: str, /, **parameters: Any) -> Row[Any] | None:
         """The first row of a named statement, or None."""
@@ -126,9 +147,27 @@ class Database:
 
         return self.patiently(attempt)
 
-    def _run(self, clause: TextClause, parameters: dict[str, Any]) -> Sequence[Row[Any]]:
-        with self.engine.connect() as connection:
-            return connection.execute(clause, parameters).all()
+    def _run(self, query: str, parameters: dict[str, Any]) -> Sequence[Row[Any]]:
+        self._asked.at = time.monotonic()
+        # On the driver's own connection: SQLAlchemy's result machinery costs as much as all the rest.
+        try:
+            pooled = self.engine.raw_connection()
+        except psycopg.Error as error:
+            raise DBAPIError.instance(query, parameters, error, psycopg.Error) from error
+        try:
+            connection = cast("psycopg.Connection[Any]", pooled.driver_connection)
+            with connection.cursor(row_factory=namedtuple_row) as cursor:
+                return cast("Sequence[Row[Any]]", cursor.execute(query, parameters).fetchall())
+        except BaseException as error:
+            # Also when it was interrupted: the answer may still be on its way.
+            lost = connection.closed or not isinstance(error, psycopg.Error)
+            if lost:
+                pooled.invalidate(error)
+            if not isinstance(error, psycopg.Error):
+                raise
+            raise DBAPIError.instance(query, parameters, error, psycopg.Error, connection_invalidated=lost) from error
+        finally:
+            pooled.close()
 
     def patiently(self, attempt: Callable[[], T]) -> T:
         """What `attempt` returns, tried again while the database is away or the attempt conflicts."""
@@ -176,11 +215,10 @@ class Database:
         return state is None or state.startswith(("57P", "53", "08"))
 
 
-def render(name: str, parameters: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """A named statement for a psycopg connection: its text in psycopg's own style, and its parameters."""
-    from sqlalchemy.dialects.postgresql import psycopg as dialect
-
-    return str(statement(name).compile(dialect=dialect.dialect())), parameters  # type: ignore[no-untyped-call]
+@cache
+def native(name: str) -> str:
+    """The statement in psycopg's own style."""
+    return str(statement(name).compile(dialect=dialect.dialect()))  # type: ignore[no-untyped-call]
 
 
 def _parse(url: str) -> URL:
@@ -201,4 +239,4 @@ def _first_line(error: BaseException) -> str:
     return lines[0] if lines else type(orig).__name__
 
 
-__all__ = ["Connection", "Database", "PickaxeError", "render", "sql", "statement"]
+__all__ = ["Connection", "Database", "PickaxeError", "native", "sql", "statement"]

@@ -70,9 +70,9 @@ class FleetStore:
         return [int(row.pid) for row in rows]
 
     @staticmethod
-    def holds(connection: Connection) -> None:
-        """Raises `DBAPIError` when a connection, and so its lock, is gone."""
-        connection.execute(text("SELECT 1"))
+    def holds(connection: Connection) -> float:
+        """The database's time, in epoch seconds. Raises `DBAPIError` when a connection, and so its lock, is gone."""
+        return float(connection.execute(text("SELECT extract(epoch FROM clock_timestamp())::float8")).scalar_one())
 
     def beat(self, worker: str) -> list[str] | None:
         """A sign of life: the steps the process owns, as `"run attempt key"`, or None if it was buried."""

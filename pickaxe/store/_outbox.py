@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from pickaxe import _values
 from pickaxe.errors import ConfigurationError
-from pickaxe.store._database import render, statement
+from pickaxe.store._database import native, statement
 from pickaxe.store._runs import NewRun
 
 
@@ -40,8 +40,7 @@ def _execute(connection: Any, name: str, **parameters: Any) -> Any:
     if isinstance(connection, Session | Connection):
         return connection.execute(statement(name), parameters).all()
     if isinstance(connection, psycopg.Connection):
-        text, values = render(name, parameters)
-        return psycopg.Cursor(connection, row_factory=tuple_row).execute(text, values).fetchall()
+        return psycopg.Cursor(connection, row_factory=tuple_row).execute(native(name), parameters).fetchall()
     raise ConfigurationError(
         f"enqueue(connection=…) takes a SQLAlchemy Connection or Session, or a psycopg Connection, not "
         f"{type(connection).__name__}: for an AsyncSession use `await session.run_sync(lambda s: "

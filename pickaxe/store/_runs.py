@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sqlalchemy import Row
@@ -37,7 +38,10 @@ class NewRun:
 
 @dataclass(frozen=True, slots=True)
 class RunRow:
-    """A run as a reduction loads it. `started` is None until the first commit; `now` is the database's time."""
+    """A run as a reduction loads it. `started` is None until the first commit; `now` is the database's time.
+
+    `read` is this process's monotonic clock at that moment.
+    """
 
     id: uuid.UUID
     agent: str
@@ -56,6 +60,7 @@ class RunRow:
     now: float
     cancel: CancelRecord | None
     dispatches: int = 0
+    read: float = field(default_factory=time.monotonic, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,15 @@ class Log:
     steps: list[StepRecord]
     signals: list[SignalRecord]
     ready_inline: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What has happened to a run since it was as in `seen`: its row, and what is new in its log."""
+
+    seen: RunRow
+    row: RunRow
+    log: Log
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +100,15 @@ class Commit:
 class Claim:
     """A step, owned. `expires` and `now` are epoch seconds on the database's clock.
 
-    `strikes` are the deaths it is charged with; `reconciling`: not to be run, but to be asked whether it has been.
-    `agent`, `root`, `queue` and `priority` are its run's: what it takes to publish that.
+    `agent`, `root`, `queue` and `priority` are its run's: what it takes to publish that. So are `chapter`, `epoch`,
+    `head` and `wake`: where the run was at that moment. `strikes` are the deaths the step is charged with;
+    `reconciling`: it is not to be run, but to be asked whether it has been.
     """
 
     run: uuid.UUID
     key: str
     name: str
+    digest: str
     input: str
     options: dict[str, Any]
     attempt: int
@@ -103,10 +119,39 @@ class Claim:
     root: uuid.UUID
     queue: str
     priority: int
+    chapter: int
+    epoch: int
+    head: int
+    wake: int
     expires: float | None
     now: float
     strikes: float = 0.0
     reconciling: bool = False
+    read: float = field(default_factory=time.monotonic, compare=False)
+    news: News | None = field(default=None, compare=False)
+
+    def clock(self) -> float:
+        """The database's time now, as far as it can be told from here: epoch seconds, in whole microseconds."""
+        return round(self.now + time.monotonic() - self.read, 6)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an attempt ended, and `at` what time of the database's clock."""
+
+    claim: Claim
+    owner: str
+    state: StepState
+    output: str | None
+    error: str | None
+    at: float
+
+    def record(self, seq: int) -> StepRecord:
+        """What the log will hold of it, as its run's arrival `seq`."""
+        claim = self.claim
+        return StepRecord(
+            claim.key, StepKind.TOOL, claim.name, claim.digest, self.state, seq, self.at, self.output, self.error
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,19 +214,18 @@ class RunStore:
     def load_run(self, run: uuid.UUID) -> RunRow | None:
         """The run's row, or None if there is no such run."""
         row = self.database.row("load_run", run=run)
-        return None if row is None else _run_row(row)
+        return None if row is None else _run_row(row, self.database.asked_at)
 
     def load_log(self, run: RunRow) -> Log:
         """The log of the run's current chapter."""
-        steps, signals, ready = [], [], {}
-        for row in self.database.rows("load_log", run=run.id, chapter=run.chapter):
-            if row.tag == "signal":
-                signals.append(SignalRecord(row.seq, row.at, row.name, row.output))
-                continue
-            steps.append(_step_record(row))
-            if row.state in (StepState.READY, StepState.UNKNOWN) and not row.later:
-                ready[row.key] = row.attempt
-        return Log(steps, signals, ready)
+        return _log(self.database.rows("load_log", run=run.id, chapter=run.chapter))
+
+    def catch_up(self, seen: RunRow) -> News | None:
+        """Where a run is now and what its log has got since it was as in `seen`; None if that chapter is over."""
+        rows = self.database.rows("catch_up", run=seen.id, chapter=seen.chapter, head=seen.head, epoch=seen.epoch)
+        if not rows:
+            return None
+        return News(seen, _as_now(seen, rows[0], self.database.asked_at), _log(rows if rows[0].tag is not None else ()))
 
     def commit(self, run: RunRow, **values: Any) -> Commit:
         """Commit a reduction, if nothing has moved since `run` was loaded."""
@@ -189,17 +233,40 @@ class RunStore:
             "commit", run=run.id, epoch=run.epoch, head=run.head, wake=run.wake,
             redispatch=self.redispatch, **values,
         )  # fmt: skip
-        return Commit(row.committed, row.moved, row.parent, row.parent_woken, row.released, row.orphans)
+        return _commit(row)
 
-    def claim(self, run: uuid.UUID, key: str, attempt: int, owner: str, *, grace: float) -> Claim | None:
-        """Own a step's next attempt, or None: a duplicate, late or unwanted message."""
-        row = self.database.row("claim", run=run, key=key, attempt=attempt, owner=owner, grace=grace)
-        if row is None:
+    def advance(self, run: RunRow, outcome: Outcome, **values: Any) -> tuple[Settled, Commit]:
+        """Record an outcome, and in the same statement the reduction that has seen it, if nothing else has moved."""
+        claim = outcome.claim
+        row = self.database.one(
+            "advance", run=run.id, epoch=run.epoch, head=run.head, wake=run.wake, redispatch=self.redispatch,
+            key=claim.key, attempt=claim.attempt, step_owner=outcome.owner, outcome=str(outcome.state),
+            step_output=outcome.output, step_error=outcome.error, at=outcome.at, **values,
+        )  # fmt: skip
+        return Settled(row.accepted, row.woken, row.seq, row.step_released), _commit(row)
+
+    def claim(
+        self, run: uuid.UUID, key: str, attempt: int, owner: str, *, grace: float, seen: RunRow | None = None
+    ) -> Claim | None:
+        """Own a step's next attempt, or None: a duplicate, late or unwanted message.
+
+        With `seen`, the run as this process has seen it last, also what is new in its log since.
+        """
+        rows = self.database.rows(
+            "claim", run=run, key=key, attempt=attempt, owner=owner, grace=grace,
+            seen_chapter=seen and seen.chapter, seen_head=seen and seen.head, seen_epoch=seen and seen.epoch,
+        )  # fmt: skip
+        if not rows:
             return None
+        row = rows[0]
+        news = None
+        if seen is not None and seen.chapter == row.chapter:
+            news = News(seen, _as_now(seen, row, self.database.asked_at), _log(rows if row.tag is not None else ()))
         return Claim(
-            run, key, row.name, row.input, _values.load(row.options), row.attempt, row.deaths, row.group_key,
-            row.history, row.agent, row.root, row.queue, row.priority, row.expires, row.now,
-            row.strikes, row.reconciling,
+            run, key, row.own_name, row.own_digest, row.input, _values.load(row.options), row.own_attempt, row.deaths,
+            row.own_group, row.history, row.agent, row.root, row.queue, row.priority,
+            row.chapter, row.epoch, row.head, row.wake, row.expires, row.now, row.strikes, row.reconciling,
+            self.database.asked_at, news,
         )  # fmt: skip
 
     def settle(
@@ -270,15 +337,41 @@ class RunStore:
         return self.database.row(name, **values) is not None
 
 
-def _run_row(row: Row[Any]) -> RunRow:
-    cancel = None
-    if row.cancel_seq is not None:
-        cancel = CancelRecord(row.cancel_seq, row.cancelled, row.timed_out, row.cancel_reason or "")
+def _run_row(row: Row[Any], read: float) -> RunRow:
     return RunRow(
         row.id, row.agent, row.version, RunState(row.state), row.chapter, row.epoch, row.head, row.wake,
-        row.queue, row.priority, row.input, row.root, row.parent_run, row.started, row.now, cancel,
-        row.dispatches,
+        row.queue, row.priority, row.input, row.root, row.parent_run, row.started, row.now, _cancel(row),
+        row.dispatches, read,
     )  # fmt: skip
+
+
+def _as_now(seen: RunRow, row: Row[Any], read: float) -> RunRow:
+    return replace(
+        seen, state=RunState(row.run_state), epoch=row.epoch, head=row.head, wake=row.wake, cancel=_cancel(row),
+        now=row.now, dispatches=row.dispatches, read=read,
+    )  # fmt: skip
+
+
+def _cancel(row: Row[Any]) -> CancelRecord | None:
+    if row.cancel_seq is None:
+        return None
+    return CancelRecord(row.cancel_seq, row.cancelled, row.timed_out, row.cancel_reason or "")
+
+
+def _log(rows: Iterable[Row[Any]]) -> Log:
+    steps, signals, ready = [], [], {}
+    for row in rows:
+        if row.tag == "signal":
+            signals.append(SignalRecord(row.seq, row.at, row.name, row.output))
+            continue
+        steps.append(_step_record(row))
+        if row.state in (StepState.READY, StepState.UNKNOWN) and not row.later:
+            ready[row.key] = row.attempt
+    return Log(steps, signals, ready)
+
+
+def _commit(row: Row[Any]) -> Commit:
+    return Commit(row.committed, row.moved, row.parent, row.parent_woken, row.released, row.orphans)
 
 
 def _step_record(row: Row[Any]) -> StepRecord:

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from pickaxe._states import StepState
 from pickaxe.errors import TransactionError
-from pickaxe.store._database import Database, render
+from pickaxe.store._database import Database, native
 from pickaxe.store._runs import Settled
 
 _LEFT_BEHIND = (
@@ -67,13 +67,13 @@ class ToolTransaction:
     def settle(self, run: uuid.UUID, key: str, *, attempt: int, owner: str, output: str, redispatch: float) -> Settled:
         """Record the result, in this transaction. Raises `TransactionError` if the tool ended or broke that."""
         self._close_body()
-        text, values = render("settle", {
+        values = {
             "run": run, "key": key, "origin": [str(StepState.RUNNING)], "attempt": attempt, "owner": owner,
             "state": str(StepState.SUCCEEDED), "output": output, "error": None, "redispatch": redispatch,
-        })  # fmt: skip
+        }  # fmt: skip
         # A cursor of our own: the tool may have changed what the connection's cursors return.
         cursor = psycopg.Cursor(self._driver, row_factory=dict_row)
-        row = cursor.execute(text, values).fetchone()
+        row = cursor.execute(native("settle"), values).fetchone()
         assert row is not None
         return Settled(**row)
 

@@ -83,6 +83,7 @@ class Step(Table, table=True):
     queue: str | None = Field(sa_column=_text(required=False))
     priority: int = Field(sa_type=SmallInteger)
     seq: int | None
+    born: int
     attempt: int
     deaths: int
     strikes: float = Field(sa_type=REAL)

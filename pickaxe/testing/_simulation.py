@@ -13,7 +13,7 @@ from pickaxe._states import RunState
 from pickaxe.authoring._handles import MAX_PAYLOAD, Agent
 from pickaxe.client import Run
 from pickaxe.core._records import Arrival, Decision
-from pickaxe.engine import _executor
+from pickaxe.engine import _turns
 from pickaxe.errors import ConfigurationError, PickaxeError
 from pickaxe.testing._deaths import verdict_of
 from pickaxe.testing._rows import SimulatedRun, Step
@@ -182,15 +182,15 @@ class _Driver:
         run.now = self._world.now
         arrivals: list[Arrival] = [*run.signals.values(), *([run.cancel] if run.cancel else [])]
         if run.reduction is None:
-            run.reduction = _executor.reduction_of(engine, cast("Any", run))
+            run.reduction = _turns.reduction_of(engine, cast("Any", run))
         decision = run.reduction.resume([step.record() for step in run.changed.values()], arrivals)
-        ending = _executor._ending(engine, run.spec, decision)
+        ending = _turns.ending(engine, run.spec, decision)
         if self._replay:
             self._compare(run, decision, arrivals, engine)
         self._world.commit(run, decision, ending)
 
     def _compare(self, run: SimulatedRun, decision: Decision, arrivals: list[Arrival], engine: Any) -> None:
-        replay = _executor.reduction_of(engine, cast("Any", run))
+        replay = _turns.reduction_of(engine, cast("Any", run))
         try:
             again = replay.resume([step.record() for step in run.steps.values()], arrivals)
         finally:

@@ -1,5 +1,5 @@
 """The fleet that the fault tests run: agents whose results can be computed without them, and tools that keep a
-ledger (see `ledger.py`) which is independent of everything Pickaxe records.
+ledger, see `ledger.py`, which is independent of everything Pickaxe records.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from pickaxe import (
 from pickaxe.broker import Message, Publisher
 from pickaxe.store._fleet import FleetStore
 from tests.faults import effects_app
-from tests.faults.ledger import body, failures_before, write
+from tests.faults.ledger import EPOCH, body, failures_before, write
+from tests.faults.random_programs import TOOLS, play
 
 
 @tool
@@ -82,6 +83,12 @@ def flaky_inline(until: int, ctx: Context = inject()) -> int:
 
 @tool(rate_limit="20/s")
 def limited(n: int, ctx: Context = inject()) -> int:
+    with body(ctx):
+        return n
+
+
+@tool(rate_limit="2/s")
+def scarce(n: int, ctx: Context = inject()) -> int:
     with body(ctx):
         return n
 
@@ -153,6 +160,45 @@ def expected(n: int, answer: int) -> dict[str, Any]:
 
 
 @agent
+async def clockwork(n: int) -> list[Any]:
+    """As little as passes every place in the engine. See `expected_clockwork`."""
+    plain = await add(n, 1)
+    inline = await increment(n)
+    tries = await flaky(2)
+    capped = await gather(*(add(n, i) for i in range(3)), limit=2)
+    throttled = await scarce.map(range(3))
+    kids = await gather(kid(n), kid(n + 1))
+    winner = await first(patient(n), add(n, 100))
+    try:
+        async with asyncio.timeout(0.02):
+            await wait_for_signal("never")
+    except TimeoutError:
+        both = await asyncio.gather(add(n, 2), increment(n))
+    answer = await wait_for_signal("answer", int)
+    return [plain, inline, tries, capped, throttled, kids, winner, both, answer]
+
+
+def expected_clockwork(n: int, answer: int) -> list[Any]:
+    """What `clockwork` comes to, computed by hand."""
+    kids = [(n + 1) * 2, (n + 2) * 2]
+    return [n + 1, n + 1, 2, [n, n + 1, n + 2], [0, 1, 2], kids, n + 100, [n + 2, n + 1], answer]
+
+
+@agent
+async def told(n: int) -> list[Any]:
+    """Needs everything that a client can send."""
+    return [await wait_for_signal("answer", int), await wait_for_event("news", within=3600), await add(n, 1)]
+
+
+@agent
+async def changed(n: int) -> int:
+    """Asks for other arguments wherever PICKAXE_TEST_CHANGED is set, as if its code had been changed under way."""
+    value = await add(n, int(os.environ.get("PICKAXE_TEST_CHANGED", "0")))
+    await wait_for_signal("answer")
+    return value
+
+
+@agent
 async def load(n: int, seconds: float = 0.1) -> int:
     """Three rounds of work, with joins of both kinds and a child."""
     total = sum(await gather(*(slow_async(n + i, seconds) for i in range(3))))
@@ -169,6 +215,15 @@ def expected_load(n: int) -> int:
 @agent
 async def one_slow(seconds: float) -> int:
     return await slow(7, seconds)
+
+
+@agent
+async def parks_between(seconds: float) -> int:
+    """A call, a wait, and the same call again."""
+    first_time = await slow(7, seconds)
+    set_state("parked")
+    await wait_for_signal("go on")
+    return first_time + await slow(7, seconds)
 
 
 @agent
@@ -287,18 +342,101 @@ async def sized(n: int) -> int:
     return await add(n, 1)
 
 
+@agent
+async def hears(n: int) -> int:
+    return int(await wait_for_event("all of you", within=3600))
+
+
+@agent
+async def kids_at_once(count: int) -> int:
+    return sum(await gather(*(hears(n) for n in range(count))))
+
+
+@agent
+async def naps(count: int) -> int:
+    """Timers, all due at the same time: in an hour, unless the test makes it sooner."""
+    await asyncio.gather(*(asyncio.sleep(3600) for _ in range(count)))
+    return count
+
+
+@tool(inline=True)
+def step_up(n: int) -> int:
+    """Writes no ledger: there are too many."""
+    return n + 1
+
+
+@agent
+async def steps_inline(count: int) -> int:
+    n = 0
+    while n < count:
+        # A hundred in one reduction: what is measured is how a long log is read.
+        n += len(await asyncio.gather(*(step_up(n + i) for i in range(100))))
+    set_state("asleep")
+    await wait_for_signal("go on")
+    return await add(n, 1)
+
+
+VERSION = os.environ.get("PICKAXE_TEST_VERSION", "1")
+"""Which code is deployed: another version of `deployed`."""
+
+
+@tool
+def version_of(n: int, ctx: Context = inject()) -> str:
+    with body(ctx):
+        return VERSION
+
+
+@agent
+async def deployed(n: int) -> list[Any]:
+    """Version 2 adds calls of its own; `argument` and `reorder` change calls that were made before."""
+    seen, total = [], 0
+    for i in range(4):
+        if VERSION == "2":
+            await increment(i)
+        if VERSION == "reorder" and i < 2:
+            total += await slow(n, 0.05) - n * n + i + n
+        else:
+            total += await add(i, n + (VERSION == "argument"))
+        if i == 1:
+            set_state("half")
+        seen.append(await version_of(i))
+        await asyncio.sleep(0.1)
+    return [n, total, seen]
+
+
 _agents: list[Any] = [
-    *[kid, patient, endless, program, load, one_slow, one_slow_async, steps, ask_in_time, ask_after, hear_event],
-    *[family, capped_kids, detached_kids, tells_and_waits, chapters, exiting, spinning, tool_that_exits],
-    *[fails_early, sized, *effects_app.AGENTS],
+    *[kid, patient, endless, program, load, one_slow, one_slow_async, parks_between, steps, ask_in_time, ask_after],
+    *[hear_event, family, capped_kids, detached_kids, tells_and_waits, chapters, exiting, spinning, tool_that_exits],
+    *[fails_early, sized, play, clockwork, told, changed, deployed, hears, kids_at_once, naps, steps_inline],
+    *effects_app.AGENTS,
 ]
+
+
+def _transport_options() -> dict[str, Any]:
+    seconds = os.environ.get("PICKAXE_TEST_VISIBILITY")
+    if seconds is None:
+        return {}
+    return {"broker_transport_options": {"visibility_timeout": int(seconds), "unacked_restore_interval": 1}}
+
 
 app = Pickaxe(
     "faults",
     agents=_agents,
-    tools=[add, slow, slow_async, flaky, increment, flaky_inline, limited, exits, exits_async, *effects_app.TOOLS],
-    conf={"worker_soft_shutdown_timeout": float(os.environ.get("PICKAXE_TEST_SOFT_SHUTDOWN", "15"))},
+    tools=[
+        *[add, slow, slow_async, flaky, increment, flaky_inline, limited, scarce, exits, exits_async],
+        *[version_of, step_up, *TOOLS, *effects_app.TOOLS],
+    ],
+    conf={
+        "worker_soft_shutdown_timeout": float(os.environ.get("PICKAXE_TEST_SOFT_SHUTDOWN", "15")),
+        "worker_prefetch_multiplier": int(os.environ.get("PICKAXE_TEST_PREFETCH", "1")),
+        **_transport_options(),
+    },
 )
+
+
+if EPOCH is not None:
+    # So that a test can prove that this process's clock is wrong.
+    write("clock", f"{time.time() - time.monotonic() - EPOCH:+.0f}")
 
 
 # A fleet without a leader, for worker processes that ask for it by PICKAXE_TEST_SWEEPERS=all: each of them sweeps.
@@ -348,7 +486,31 @@ def _triple_chord(self: Publisher, header: Sequence[Message], body: Message) -> 
     _triple(self, [*header, body])
 
 
+def _capture() -> None:
+    """Keep a copy of every message that is delivered, as it was on the wire."""
+    from pickaxe.broker import _transport
+
+    opened = _transport.Channel._open
+
+    def keep(self: Any, item: bytes, queue: str) -> Any:
+        app.client.redis.rpush(f"captured:{queue}", item)
+        return opened(self, item, queue)
+
+    _transport.Channel._open = keep  # type: ignore[method-assign]
+
+
+def _note() -> None:
+    """Have Redis note every message that is not acknowledged, as if no log knew any."""
+    from pickaxe.broker import _transport
+
+    _transport._is_in_log = lambda _: False
+
+
 match os.environ.get("PICKAXE_TEST_BROKER"):
+    case "capture":
+        _capture()
+    case "noted":
+        _note()
     case "drop":
         Publisher.publish, Publisher.publish_chord = _drop, _drop_chord  # type: ignore[method-assign]
     case "triple":

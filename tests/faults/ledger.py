@@ -1,7 +1,7 @@
-"""A ledger that is independent of everything Pickaxe records.
+"""The ledger: what bodies really did, written by themselves and independent of everything Pickaxe records.
 
-Every line is one `write` to a file opened with O_APPEND: `word key attempt pid time`, where `word` is `start` or `end`
-of a body, `effect` where it has had its effect, or tells of a fault that hit (`dropped`, `tripled`).
+Every line is one `write` to a file opened with O_APPEND: `word key attempt pid time`, where `word` is `start` or
+`end` of a body, or tells of an effect, or of a fault that hit (`dropped`, `tripled`), or how wrong a `clock` is.
 """
 
 from __future__ import annotations
@@ -14,10 +14,14 @@ from pathlib import Path
 
 from pickaxe import Context
 
+EPOCH = float(os.environ["PICKAXE_TEST_EPOCH"]) if "PICKAXE_TEST_EPOCH" in os.environ else None
+"""What the test's wall clock adds to the machine's monotonic one, on which no worker can disagree."""
+
 
 def write(word: str, key: str, attempt: int | str = 0) -> None:
     """One line of the ledger."""
-    line = f"{word} {key} {attempt} {os.getpid()} {time.time():.6f}\n"
+    at = time.time() if EPOCH is None else time.monotonic() + EPOCH
+    line = f"{word} {key} {attempt} {os.getpid()} {at:.6f}\n"
     ledger = os.open(os.environ.get("PICKAXE_TEST_LEDGER", os.devnull), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         os.write(ledger, line.encode())
@@ -40,4 +44,5 @@ def count(word: str, key: str) -> int:
 
 
 def failures_before(key: str) -> int:
+    """How often a call has failed, by its idempotency key. An attempt that a worker died in is not a failure."""
     return count("failed", key)

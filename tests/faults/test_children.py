@@ -9,6 +9,7 @@ import pytest
 from pickaxe.errors import RunCancelledError
 from tests.faults.app import capped_kids, detached_kids, endless, expected_load, family, load, tells_and_waits
 from tests.faults.fleet import Fleet, eventually
+from tests.faults.report import Report
 
 
 def waiting(fleet: Fleet, agent: str, count: int) -> None:
@@ -16,10 +17,14 @@ def waiting(fleet: Fleet, agent: str, count: int) -> None:
     eventually(lambda: fleet.query(query, agent)[0][0] >= count, f"{count} runs of {agent} are parked")
 
 
+ELSEWHERE = ["cancel.before", "commit.before", "commit.after", "publish.before"]
+
+
+@pytest.mark.scenario(2, 23)
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("place", ["cancel.before", "cancel.after", "commit.before", "commit.after", "publish.before"])
+@pytest.mark.parametrize("place", ["cancel.after", *(pytest.param(name, marks=pytest.mark.slow) for name in ELSEWHERE)])
 def test_a_cancelled_tree_ends_to_its_last_leaf_though_the_worker_dies_on_the_way(
-    fleet: Fleet, evidence: Callable[..., None], place: str
+    fleet: Fleet, evidence: Callable[..., None], place: str, report: Report
 ) -> None:
     run = fleet.enqueue(family, 3)
     first = fleet.start("first")
@@ -34,13 +39,15 @@ def test_a_cancelled_tree_ends_to_its_last_leaf_though_the_worker_dies_on_the_wa
     fleet.start("heir")
     with pytest.raises(RunCancelledError, match="that is enough"):
         fleet.results([run])
-    fleet.check()
+    report(hits=left, verdict=fleet.check())
     assert fleet.query("SELECT count(*) FROM pickaxe.run WHERE state = 'cancelled'")[0][0] == 15
 
 
+@pytest.mark.slow
+@pytest.mark.scenario(23)
 @pytest.mark.timeout(60)
 def test_child_runs_go_on_when_the_workers_of_their_parent_and_of_their_own_are_killed_in_turn(
-    fleet: Fleet, evidence: Callable[..., None]
+    fleet: Fleet, evidence: Callable[..., None], report: Report
 ) -> None:
     runs = fleet.enqueue_many(load, [(n,) for n in range(8)])
     for number in range(4):
@@ -52,11 +59,14 @@ def test_child_runs_go_on_when_the_workers_of_their_parent_and_of_their_own_are_
         assert running
     fleet.start("last", pool="prefork", concurrency=2)
     assert fleet.results(runs) == [expected_load(n) for n in range(8)]
-    fleet.check()
+    report(hits=4, verdict=fleet.check())
 
 
+@pytest.mark.scenario(23)
 @pytest.mark.timeout(60)
-def test_a_child_that_is_cancelled_while_its_gathers_cap_holds_it_back_still_counts(fleet: Fleet) -> None:
+def test_a_child_that_is_cancelled_while_its_gathers_cap_holds_it_back_still_counts(
+    fleet: Fleet, report: Report
+) -> None:
     run = fleet.enqueue(capped_kids, 4, 2)
     fleet.start("one")
     waiting(fleet, "endless", 2)
@@ -68,7 +78,7 @@ def test_a_child_that_is_cancelled_while_its_gathers_cap_holds_it_back_still_cou
     for kid in kids:
         fleet.client.run(kid.id).cancel()
     assert fleet.results([run]) == [["ChildRunError"] * 4]
-    fleet.check()
+    report(hits=len(held), verdict=fleet.check())
 
 
 @pytest.mark.timeout(60)

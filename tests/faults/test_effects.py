@@ -40,7 +40,9 @@ def aside(run: Any, name: str, state: str = "unknown") -> StepView:
 def victim_of(fleet: Fleet, place: str, **options: Any) -> WorkerProcess:
     """A worker that dies there: in the payment, not in the step before it."""
     number = 1 if place.startswith(("effect", "transaction")) else 2
-    return fleet.start("victim", environment={"PICKAXE_FAILPOINTS": f"{place}=kill@{number}"}, **options)
+    # Every call has a message, a claim and a settling of its own: these are the places to die at.
+    environment = {"PICKAXE_FAILPOINTS": f"{place}=kill@{number}", "PICKAXE_CONTINUATION": "plain"}
+    return fleet.start("victim", environment=environment, **options)
 
 
 @pytest.mark.timeout(60)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,15 +10,11 @@ from typing import Any
 
 import pytest
 
-import pickaxe
+from tests.faults import places
 from tests.faults.app import expected, expected_load, load, program
 from tests.faults.fleet import Fleet, eventually, host
+from tests.faults.report import Report
 
-PLACES = sorted({
-    place
-    for source in (Path(pickaxe.__file__).parent).rglob("*.py")
-    for place in re.findall(r"\bfailpoint\(\"([a-z.]+)\"\)", source.read_text("utf-8"))
-})  # fmt: skip
 ELSEWHERE = {
     "suspect.before": "test_a_worker_that_dies_while_it_looks_into_a_reduction_leaves_that_to_the_next",
     "suspect.after": "test_a_worker_that_dies_while_it_looks_into_a_reduction_leaves_that_to_the_next",
@@ -27,17 +22,20 @@ ELSEWHERE = {
     "resolve.after": "test_a_verdict_given_by_a_process_that_dies_holds_or_can_be_given_again",
 }
 """Places that no healthy run passes, or no worker, and the tests that kill there."""
+PLACES = places.ENGINE
 PASSED = [place for place in PLACES if place not in ELSEWHERE]
-OFTEN = {"claim", "settle", "commit", "publish", "sweep", "reclaim"}
+OFTEN = {"advance", "claim", "settle", "commit", "publish", "sweep", "reclaim"}
 
 
 def test_the_places_were_found_in_the_source() -> None:
-    assert {"claim.before", "commit.after", "settle.before", "sweep.before"} <= set(PLACES)
+    assert {"claim.before", "commit.after", "settle.before", "sweep.before"} <= set(places.ENGINE)
+    assert {"enqueue.before", "signal.after", "event.before", "resume.after"} <= set(places.CLIENT)
 
 
+@pytest.mark.scenario(2, 16)
 @pytest.mark.timeout(60)
 def test_an_error_at_every_place_in_one_worker_that_lives_on_costs_no_step_and_no_run(
-    fleet: Fleet, seed: int, evidence: Callable[..., None]
+    fleet: Fleet, seed: int, evidence: Callable[..., None], report: Report
 ) -> None:
     """The worse case: nobody is declared dead, so nobody else may take what this worker has claimed and dropped."""
     chance = random.Random(seed)
@@ -47,17 +45,19 @@ def test_an_error_at_every_place_in_one_worker_that_lives_on_costs_no_step_and_n
         "one", environment={"PICKAXE_FAILPOINTS": ",".join(f"{place}=raise@{time}" for place, time in armed.items())}
     )
     assert fleet.results([run]) == [expected(3, 11)]
-    fleet.check()
+    verdict = fleet.check()
     assert not worker.has_died()
     hit = [place for place in PASSED if f"failpoint {place}" in worker.text()]
     evidence(f"raised at {len(hit)} of {len(PASSED)} places; not at {sorted(set(PASSED) - set(hit))}")
     assert len(hit) > len(PASSED) / 2
+    report(hits=len(hit), verdict=verdict)
 
 
+@pytest.mark.scenario(44)
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("place", ["claim.after", "settle.before", "commit.after"])
 def test_a_killed_worker_is_replaced_within_seconds_at_the_default_settings(
-    services: Any, tmp_path: Path, evidence: Callable[..., None], place: str
+    services: Any, tmp_path: Path, evidence: Callable[..., None], place: str, report: Report
 ) -> None:
     with Fleet(services.database_url, services.redis_url, tmp_path, settings={}) as fleet:
         victim = fleet.start("victim", environment={"PICKAXE_FAILPOINTS": f"{place}=kill@2"})
@@ -70,13 +70,15 @@ def test_a_killed_worker_is_replaced_within_seconds_at_the_default_settings(
         fleet.client._app.control.add_consumer("tools", destination=[f"heir@{host()}"])
         assert fleet.results([run]) == [expected_load(2)]
         evidence(f"pid {victim.pid} died at {place}; pid {heir.pid} had finished {time.monotonic() - died:.1f} s later")
-        fleet.check()
+        report(hits=1, verdict=fleet.check())
 
 
+@pytest.mark.slow
+@pytest.mark.scenario(2)
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("place", PASSED)
 def test_a_worker_that_is_killed_there_costs_no_step_and_no_run(
-    fleet: Fleet, seed: int, evidence: Callable[..., None], place: str
+    fleet: Fleet, seed: int, evidence: Callable[..., None], place: str, report: Report
 ) -> None:
     time_of_death = random.Random(seed).randint(1, 8) if place.partition(".")[0] in OFTEN else 1
     run = fleet.enqueue(program, 3, answer=11)
@@ -86,4 +88,4 @@ def test_a_worker_that_is_killed_there_costs_no_step_and_no_run(
     evidence(f"pid {victim.pid} died at {place}, time {time_of_death}, running {[e.key[37:] for e in fleet.running()]}")
     fleet.start("heir")
     assert fleet.results([run]) == [expected(3, 11)]
-    fleet.check()
+    report(hits=1, verdict=fleet.check())

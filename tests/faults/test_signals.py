@@ -12,19 +12,22 @@ import pytest
 
 from tests.faults.app import ask_after, ask_in_time, hear_event
 from tests.faults.fleet import Fleet, eventually
+from tests.faults.report import Report
 
 
+@pytest.mark.scenario(22)
 @pytest.mark.timeout(60)
-def test_a_signal_sent_before_the_run_has_begun_is_taken(fleet: Fleet) -> None:
+def test_a_signal_sent_before_the_run_has_begun_is_taken(fleet: Fleet, report: Report) -> None:
     runs = [fleet.enqueue(ask_in_time, 30, answer=n) for n in range(5)]
     fleet.start("one")
     assert fleet.results(runs) == [["in time", n] for n in range(5)]
-    fleet.check()
+    report(hits=len(runs), verdict=fleet.check())
 
 
+@pytest.mark.scenario(22)
 @pytest.mark.timeout(60)
 def test_signals_that_race_with_the_commit_that_parks_the_run_are_never_lost(
-    fleet: Fleet, seed: int, evidence: Callable[..., None]
+    fleet: Fleet, seed: int, evidence: Callable[..., None], report: Report
 ) -> None:
     rounds, chance = 60, random.Random(seed)
     runs = fleet.enqueue_many(ask_after, [(rounds,)] * 6)
@@ -44,15 +47,16 @@ def test_signals_that_race_with_the_commit_that_parks_the_run_are_never_lost(
     results = fleet.results(runs)
     sender.join()
     assert results == [list(range(rounds))] * 6
-    fleet.check()
+    report(hits=states["ready"], verdict=fleet.check())
     evidence(f"{sum(states.values())} signals, sent to runs that were {dict(states)}")
     assert states["waiting"] > 10
     assert states["ready"] > 10
 
 
+@pytest.mark.scenario(22)
 @pytest.mark.timeout(60)
 def test_at_the_instant_of_the_time_out_a_signal_is_in_time_or_late_and_never_lost(
-    fleet: Fleet, seed: int, evidence: Callable[..., None]
+    fleet: Fleet, seed: int, evidence: Callable[..., None], report: Report
 ) -> None:
     chance, timeout = random.Random(seed), 0.4
     fleet.start("one", pool="threads", concurrency=4, wait=False)
@@ -73,7 +77,7 @@ def test_at_the_instant_of_the_time_out_a_signal_is_in_time_or_late_and_never_lo
             outcomes[when] += 1
         for sender in senders:
             sender.join()
-    fleet.check()
+    report(hits=min(outcomes["late"], outcomes["in time"]), verdict=fleet.check())
     # A step for every outcome: a wait that was answered in time, or one that was given up and one that was answered.
     taken = fleet.query(
         "SELECT run_id, count(*) FROM pickaxe.step WHERE kind = 'signal' AND state = 'succeeded' GROUP BY 1"
@@ -85,9 +89,10 @@ def test_at_the_instant_of_the_time_out_a_signal_is_in_time_or_late_and_never_lo
     assert outcomes["in time"] >= 3
 
 
+@pytest.mark.scenario(22)
 @pytest.mark.timeout(60)
 def test_events_that_race_with_the_wait_for_them_are_heard_by_every_run_once(
-    fleet: Fleet, seed: int, evidence: Callable[..., None]
+    fleet: Fleet, seed: int, evidence: Callable[..., None], report: Report
 ) -> None:
     chance = random.Random(seed)
     fleet.start("one", pool="threads", concurrency=4, wait=False)
@@ -100,6 +105,6 @@ def test_events_that_race_with_the_wait_for_them_are_heard_by_every_run_once(
         time.sleep(chance.uniform(0, 0.05))
         woken += fleet.client.publish_event(key, key)
     assert fleet.results(runs) == [key for key in keys for _ in range(2)]
-    fleet.check()
+    report(hits=len(runs) - woken, verdict=fleet.check())
     evidence(f"{woken} of {len(runs)} runs were already waiting, the others looked back")
     assert woken < len(runs)

@@ -12,11 +12,13 @@ import pytest
 
 from tests.faults.app import expected_load, load, one_slow
 from tests.faults.fleet import Fleet, eventually
+from tests.faults.report import Report
 
 
+@pytest.mark.scenario(4)
 @pytest.mark.timeout(60)
 def test_a_frozen_worker_is_replaced_and_its_late_result_is_refused(
-    fleet: Fleet, evidence: Callable[..., None]
+    fleet: Fleet, evidence: Callable[..., None], report: Report
 ) -> None:
     run = fleet.enqueue(one_slow, 0.6)
     zombie = fleet.start("zombie")
@@ -30,7 +32,7 @@ def test_a_frozen_worker_is_replaced_and_its_late_result_is_refused(
     eventually(lambda: "came too late and was refused" in zombie.text(), "the zombie's result is refused")
     eventually(lambda: "it takes a new name" in zombie.text(), "the zombie takes a new name")
     evidence(f"pid {zombie.pid} froze in attempt {frozen.attempt}; pid {second.pid} ran attempt {second.attempt}")
-    fleet.check()
+    report(hits=1, verdict=fleet.check())
     # Under its new name it works again, by itself.
     fleet.workers[1].kill()
     again = fleet.enqueue(one_slow, 0.01)
@@ -38,8 +40,11 @@ def test_a_frozen_worker_is_replaced_and_its_late_result_is_refused(
     assert fleet.entries("start")[-1].pid == zombie.pid
 
 
+@pytest.mark.scenario(4)
 @pytest.mark.timeout(60)
-def test_a_worker_frozen_again_and_again_under_load_costs_nothing(fleet: Fleet, evidence: Callable[..., None]) -> None:
+def test_a_worker_frozen_again_and_again_under_load_costs_nothing(
+    fleet: Fleet, evidence: Callable[..., None], report: Report
+) -> None:
     runs = fleet.enqueue_many(load, [(n, 0.2) for n in range(10)])
     zombie = fleet.start("zombie", pool="threads", concurrency=4, wait=False)
     fleet.start("steady", pool="threads", concurrency=4)
@@ -52,13 +57,14 @@ def test_a_worker_frozen_again_and_again_under_load_costs_nothing(fleet: Fleet, 
         eventually(partial(zombie.has_said, "it takes a new name", deaths), "it takes a new name")
         runs += fleet.enqueue_many(load, [(n, 0.2) for n in range(10, 14)])
     assert sorted(fleet.results(runs)) == sorted(expected_load(n) for n in [*range(10), *list(range(10, 14)) * 3])
-    fleet.check()
+    report(hits=deaths, verdict=fleet.check())
     evidence(f"declared dead {deaths} times, refused {zombie.text().count('came too late')} results")
 
 
+@pytest.mark.scenario(8)
 @pytest.mark.timeout(60)
 def test_a_sweeper_that_is_killed_is_replaced_at_once_with_the_children_it_had_forked(
-    fleet: Fleet, evidence: Callable[..., None]
+    fleet: Fleet, evidence: Callable[..., None], report: Report
 ) -> None:
     # Not to be mistaken for one that has only fallen silent.
     environment = {"PICKAXE_VANISHED_AFTER": "60"}
@@ -78,4 +84,4 @@ def test_a_sweeper_that_is_killed_is_replaced_at_once_with_the_children_it_had_f
     eventually(lambda: heir.has_said("this process sweeps from now on"), "the heir sweeps", within=3)
     evidence(f"pid {leader.pid} died while its child {body.pid} ran a call; pid {heir.pid} swept within 3 s")
     assert fleet.results([run]) == [49]
-    fleet.check()
+    report(hits=1, verdict=fleet.check())

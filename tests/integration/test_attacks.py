@@ -16,8 +16,9 @@ import redis
 
 from pickaxe import Pickaxe, agent, continue_as, errors, tool, wait_for_event, wait_for_signal
 from pickaxe._texts import checked, storable
-from pickaxe.engine import _attempts, _claims, _errors, _executor
+from pickaxe.engine import _claims, _errors, _work
 from pickaxe.engine._messages import agent_fault, tool_fault
+from pickaxe.engine._stint import Stint
 from pickaxe.engine._sweeper import sweep
 from tests.workers import eventually, running_worker
 
@@ -102,18 +103,27 @@ async def chain(left: int) -> None:
 @pytest.fixture
 def app(services):
     handles = [calls, waits, once, swallows, interrupts, chain, cleans_up]
-    app = Pickaxe("attacked", agents=handles, tools=[plain], settings=services.settings(redispatch_after=0.05))
+    app = Pickaxe(
+        "attacked",
+        agents=handles,
+        tools=[plain],
+        settings=services.settings(redispatch_after=0.05, continuation="plain"),
+    )
     yield app
     app.client.close()
 
 
 def advance(app, run):
-    _executor.execute(app.engine, uuid.UUID(run.id))
+    _work.reduce(app.engine, uuid.UUID(run.id))
 
 
 def attempt(app, run, number=1, key="plain#1"):
     app.engine.store.register_worker(app.engine.owner, name="here", pid=1, handles=[])
     return _claims.claim(app.engine, plain.spec, {"run": run.id, "step": key, "attempt": number})
+
+
+def perform(attempt):
+    _work.work_off([attempt], Stint(attempt.engine))
 
 
 @contextlib.contextmanager
@@ -195,7 +205,7 @@ def test_no_retry_after_is_too_odd(app, after):
     run = once.enqueue()
     advance(app, run)
     with instead_of_plain(fails):
-        _attempts.perform(attempt(app, run))
+        perform(attempt(app, run))
     step = run.steps()[0]
     assert step.state == "ready"
     assert step.reason.startswith("attempt 1 failed (ValueError), next in")
@@ -210,7 +220,7 @@ def test_a_body_that_behaves_like_a_dying_process_is_not_run_in_a_hot_loop(app):
     with instead_of_plain(fails):
         for number in (1, 2, 3, 4):
             with pytest.raises(KeyboardInterrupt):
-                _attempts.perform(attempt(app, run, number))
+                perform(attempt(app, run, number))
     step = run.steps()[0]
     assert step.due.timestamp() > time.time() + 5
 
@@ -243,11 +253,11 @@ def test_a_cancellation_that_no_chapter_has_seen_is_seen_by_the_next(app):
     assert run.cancel()
     advance(app, run)
     assert (run.status, run.view().chapter) == ("waiting", 0)
-    _attempts.perform(attempt(app, run, key="helper#1/plain#1"))
+    perform(attempt(app, run, key="helper#1/plain#1"))
     advance(app, run)
     assert run.view().chapter == 1
     advance(app, run)
-    _attempts.perform(attempt(app, run, key="1:helper#1/plain#1"))
+    perform(attempt(app, run, key="1:helper#1/plain#1"))
     advance(app, run)
     assert run.status == "cancelled"
 
@@ -257,7 +267,7 @@ def test_the_keys_of_a_long_chain_of_tasks_do_not_grow(app):
     advance(app, run)
     for _ in range(60):
         ready = next(s for s in run.steps() if s.state == "ready")
-        _attempts.perform(attempt(app, run, key=ready.key))
+        perform(attempt(app, run, key=ready.key))
         advance(app, run)
     keys = [step.key for step in run.steps()]
     assert len(set(keys)) == len(keys) == 62

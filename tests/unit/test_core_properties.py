@@ -308,7 +308,7 @@ def test_arrivals_may_come_in_batches(tree: Op, world: dict[str, Any], chance: A
     with closing(reduction(ran)) as fresh:
         batches = Batches(fresh, ran, chance)
         batches.feed_all()
-    state, output, _ = simulation._executor._ending(simulation._engine(ran._run), program.spec, batches.decision)
+    state, output, _ = simulation._turns.ending(simulation._engine(ran._run), program.spec, batches.decision)
     assert (state, output) == (ran.state, ran._run.output)
     # The same log, except for what was asked for and taken back before it was dispatched.
     assert batches.known - batches.cancelled <= {step.key for step in ran.steps}
@@ -317,7 +317,7 @@ def test_arrivals_may_come_in_batches(tree: Op, world: dict[str, Any], chance: A
 def reduction(ran: Simulation[Any]) -> Reduction:
     run = ran._run
     run.now = run.started or 0.0
-    return simulation._executor.reduction_of(simulation._engine(run), run)  # type: ignore[arg-type]
+    return simulation._turns.reduction_of(simulation._engine(run), run)  # type: ignore[arg-type]
 
 
 class Batches:

@@ -49,6 +49,7 @@ CREATE TABLE pickaxe.step (
     queue text,
     priority smallint NOT NULL DEFAULT 5,
     seq integer,
+    born integer NOT NULL DEFAULT 0,
     attempt integer NOT NULL DEFAULT 0,
     deaths integer NOT NULL DEFAULT 0,
     owner text,

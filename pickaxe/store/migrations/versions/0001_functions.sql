@@ -128,14 +128,28 @@ BEGIN
         r.state, r.output, r.error, p_redispatch) t;
 END $$;
 
+-- Locks the steps that a reduction cancels in the order in which a gathered step ends: itself, its gather, then the
+-- run. Else the two would block each other until Postgres notices, which takes a second.
+CREATE FUNCTION pickaxe.lock_gathered(p_run uuid, p_keys text[]) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF p_keys <> '{}' THEN
+        PERFORM 1 FROM pickaxe.step
+            WHERE run_id = p_run AND key = ANY (p_keys) AND group_key IS NOT NULL ORDER BY key FOR UPDATE;
+        PERFORM 1 FROM pickaxe.step
+            WHERE run_id = p_run AND key = ANY (p_keys) AND kind = 'gather' ORDER BY key FOR UPDATE;
+    END IF;
+END $$;
+
 -- A reduction is committed: all of it, or nothing if another was committed, or the run was cancelled, since it was
 -- loaded. Arrivals that came meanwhile do not undo it, for it holds for all that came before them: the run then is
 -- `moved`, stays ready, and is reduced again. `p_steps` is a JSON array of new steps, `p_children` of child runs.
+-- `p_arrived` is 1 when an outcome arrives in this very commit (see `advance`), which needs no waking before it.
 CREATE FUNCTION pickaxe.commit_reduction(
     p_run uuid, p_epoch integer, p_head integer, p_wake integer, p_redispatch double precision,
     p_state text, p_new_head integer, p_output text, p_error text, p_reason text, p_published text,
     p_started timestamptz, p_owner text, p_steps json, p_children json,
-    p_cancels text[], p_settled_keys text[], p_settled_seqs integer[], p_carried integer[],
+    p_cancels text[], p_settled_keys text[], p_settled_seqs integer[], p_carried integer[], p_arrived integer,
     OUT committed boolean, OUT moved boolean,
     OUT parent uuid, OUT parent_woken boolean, OUT released text[], OUT orphans uuid[]
 ) LANGUAGE plpgsql AS $$
@@ -144,17 +158,11 @@ DECLARE
     over boolean := p_state IN ('succeeded', 'failed', 'cancelled');
 BEGIN
     committed := false; moved := false; parent_woken := false; released := '{}'; orphans := '{}';
-    IF p_cancels <> '{}' THEN
-        -- In the order in which a gathered step ends: itself, its gather, the run. Else the two would block each
-        -- other until Postgres notices, which takes a second.
-        PERFORM 1 FROM pickaxe.step
-            WHERE run_id = p_run AND key = ANY (p_cancels) AND group_key IS NOT NULL ORDER BY key FOR UPDATE;
-        PERFORM 1 FROM pickaxe.step
-            WHERE run_id = p_run AND key = ANY (p_cancels) AND kind = 'gather' ORDER BY key FOR UPDATE;
-    END IF;
+    PERFORM pickaxe.lock_gathered(p_run, p_cancels);
     UPDATE pickaxe.run t SET
         state = CASE WHEN p_state = 'waiting' AND t.wake > p_wake THEN 'ready' ELSE p_state END,
         head = p_new_head,
+        wake = t.wake + p_arrived,
         output = CASE WHEN over THEN p_output ELSE t.output END,
         error = p_error, reason = p_reason,
         published = coalesce(p_published, t.published),
@@ -170,7 +178,8 @@ BEGIN
         -- One that the chapter has seen is not seen again by the next, which may be cancelled anew.
         cancel_seq = CASE WHEN p_state = 'ready' AND t.cancel_seq <> ALL (p_carried) THEN NULL ELSE t.cancel_seq END,
         finished_at = CASE WHEN over THEN clock_timestamp() END
-    WHERE t.id = p_run AND t.epoch = p_epoch AND t.head = p_head AND t.wake >= p_wake AND t.state = 'ready'
+    WHERE t.id = p_run AND t.epoch = p_epoch AND t.head = p_head AND t.wake >= p_wake
+        AND (t.state = 'ready' OR t.state = 'waiting' AND p_arrived > 0)
     RETURNING t.* INTO r;
     IF NOT FOUND THEN RETURN; END IF;
     committed := true;
@@ -178,9 +187,9 @@ BEGIN
 
     IF p_steps IS NOT NULL THEN
         INSERT INTO pickaxe.step (
-            run_id, key, chapter, kind, name, digest, state, queue, priority, due, expires, total_timeout,
+            run_id, key, chapter, born, kind, name, digest, state, queue, priority, due, expires, total_timeout,
             group_key, index, counted, failed, input, options, owner, ran_by, attempt, started_at)
-        SELECT p_run, n.key, r.chapter, n.kind, n.name, n.digest, n.state, n.queue, coalesce(n.priority, r.priority),
+        SELECT p_run, n.key, r.chapter, r.epoch, n.kind, n.name, n.digest, n.state, n.queue, coalesce(n.priority, r.priority),
             CASE
                 WHEN n.due IS NOT NULL THEN to_timestamp(n.due)
                 WHEN n.due_in IS NOT NULL THEN clock_timestamp() + make_interval(secs => n.due_in)
@@ -236,12 +245,53 @@ BEGIN
     END IF;
 
     IF p_state = 'ready' THEN
-        UPDATE pickaxe.signal SET chapter = r.chapter WHERE run_id = p_run AND (seq = ANY (p_carried) OR seq > p_wake);
+        UPDATE pickaxe.signal SET chapter = r.chapter WHERE run_id = p_run AND (seq = ANY (p_carried) OR seq > p_new_head);
     END IF;
     IF over THEN
         SELECT t.parent, t.woken, t.released INTO parent, parent_woken, released
             FROM pickaxe.report_to_parent(p_run, p_redispatch) t;
     END IF;
+END $$;
+
+-- A step ends and its run goes on, in one commit: the outcome is recorded at `p_at`, and with it the reduction that
+-- has seen it as the run's next arrival. If anything else came meanwhile, the outcome is recorded as by `settle`, and
+-- the reduction is not.
+CREATE FUNCTION pickaxe.advance(
+    p_run uuid, p_key text, p_attempt integer, p_step_owner text, p_outcome text,
+    p_step_output text, p_step_error text, p_at timestamptz,
+    p_epoch integer, p_head integer, p_wake integer, p_redispatch double precision,
+    p_state text, p_new_head integer, p_output text, p_error text, p_reason text, p_published text,
+    p_started timestamptz, p_owner text, p_steps json, p_children json,
+    p_cancels text[], p_settled_keys text[], p_settled_seqs integer[], p_carried integer[],
+    OUT accepted boolean, OUT woken boolean, OUT seq integer, OUT step_released text[],
+    OUT committed boolean, OUT moved boolean,
+    OUT parent uuid, OUT parent_woken boolean, OUT released text[], OUT orphans uuid[]
+) LANGUAGE plpgsql AS $$
+BEGIN
+    committed := false; moved := false; parent_woken := false; released := '{}'; orphans := '{}';
+    PERFORM pickaxe.lock_gathered(p_run, p_cancels);
+    PERFORM 1 FROM pickaxe.run r
+        WHERE r.id = p_run AND r.epoch = p_epoch AND r.head = p_head AND r.wake = p_wake
+            AND r.state IN ('ready', 'waiting')
+        FOR UPDATE;
+    IF NOT FOUND THEN
+        SELECT t.accepted, t.woken, t.seq, t.released INTO accepted, woken, seq, step_released FROM pickaxe.settle(
+            p_run, p_key, '{running}', p_attempt, p_step_owner, p_outcome, p_step_output, p_step_error, p_redispatch) t;
+        RETURN;
+    END IF;
+    accepted := false; woken := false; seq := p_wake + 1; step_released := '{}';
+    UPDATE pickaxe.step s SET
+        state = p_outcome, output = p_step_output, error = p_step_error, seq = p_wake + 1,
+        due = NULL, expires = NULL, owner = NULL, reason = NULL, finished_at = p_at
+        WHERE s.run_id = p_run AND s.key = p_key AND s.state = 'running' AND s.group_key IS NULL
+            AND s.attempt = p_attempt AND s.owner = p_step_owner;
+    IF NOT FOUND THEN RETURN; END IF;
+    accepted := true;
+    SELECT c.committed, c.moved, c.parent, c.parent_woken, c.released, c.orphans
+        INTO committed, moved, parent, parent_woken, released, orphans
+        FROM pickaxe.commit_reduction(
+            p_run, p_epoch, p_head, p_wake, p_redispatch, p_state, p_new_head, p_output, p_error, p_reason, p_published,
+            p_started, p_owner, p_steps, p_children, p_cancels, p_settled_keys, p_settled_seqs, p_carried, 1) c;
 END $$;
 
 -- A run is told to stop. Its agent sees a CancelledError as its next arrival and may clean up; a run that
