@@ -108,7 +108,10 @@ STEP_TRANSITIONS: Mapping[StepState, frozenset[StepState]] = {
         }
     ),
     StepState.QUARANTINED: frozenset(
-        {StepState.READY, StepState.BLOCKED, StepState.SUCCEEDED, StepState.FAILED, StepState.CANCELLED}
+        {
+            *(StepState.QUARANTINED, StepState.READY, StepState.BLOCKED),
+            *(StepState.SUCCEEDED, StepState.FAILED, StepState.CANCELLED),
+        }
     ),
     StepState.WAITING: frozenset(
         {StepState.WAITING, StepState.SUCCEEDED, StepState.FAILED, StepState.CANCELLED, StepState.CANCELLING}

@@ -346,14 +346,13 @@ class Run(Generic[R]):
         self, step: str, *, result: Any = _resolution.NOTHING, failed: str | None = None, again: bool = False,
         by: str = "",
     ) -> None:  # fmt: skip
-        """Say how a step that was set aside goes on: with this `result`, as `failed` for this reason, or `again`.
+        """Say how an unknown or quarantined step goes on: with this `result`, as `failed` (why), or `again`.
 
-        For calls whose outcome is unknown, and for quarantined ones. `by` is kept as who said so. Raises
-        `ResolveError`, `NotFoundError`, and `OutputError` for a result its tool does not promise.
+        Raises `ResolveError`, `NotFoundError`, or `OutputError` for what its tool does not promise. `by`: who says so.
         """
         known = getattr(self._client._app, "handles", {})
         verdict = _resolution.Verdict(result, failed, again, by)
-        _resolution.resolve(self._client.engine, self._uuid, step, verdict, lambda name: known.get(name))
+        _resolution.resolve(self._client.engine, self._uuid, step, verdict, known.get)
 
     def retry(self, step: str | None = None, *, by: str = "") -> bool:
         """Let a paused run go on, with the code its worker has now. False if it is not paused.

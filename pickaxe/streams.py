@@ -188,8 +188,10 @@ def _of_step(step: StepView) -> list[Transition]:
         )
     if step.state.aside:
         at = datetime.fromtimestamp(step.history[-1]["at"], step.created_at.tzinfo) if step.history else step.started_at
-        why = {"reason": step.reason}
-        found.append(Transition("step", str(step.state), step.key, step.name, step.attempt, at, why))
+        aside = Transition("step", str(step.state), step.key, step.name, step.attempt, at, {"reason": step.reason})
+        if found[-1].id == aside.id:
+            found.pop()
+        found.append(aside)
     if step.state.terminal:
         found.append(Transition("step", str(step.state), step.key, step.name, step.attempt, step.finished_at))
     return found

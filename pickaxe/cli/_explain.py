@@ -155,7 +155,7 @@ def _death(past: Mapping[str, Any]) -> str:
     attempt = f"attempt {past['attempt']}: " if "attempt" in past else ""
     by = f" by {past['exit']}" if past.get("exit") else ""
     began, ended = past.get("started"), past.get("died") or past.get("at")
-    lasted = f", {humanise(max(0.0, ended - began))} after it began" if began and ended else ""
+    lasted = f", {humanise(max(0.0, ended - began))} after it began" if began is not None and ended else ""
     stamp = f" at {datetime.fromtimestamp(ended).astimezone():%Y-%m-%d %H:%M:%S}" if ended else ""
     shared = "" if past.get("alone", True) else ", with others"
     return f"{attempt}worker process {safe(past.get('owner'))} was ended{by}{stamp}{lasted}{shared}"

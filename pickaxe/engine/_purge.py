@@ -6,11 +6,15 @@ import logging
 import time
 
 from pickaxe.engine._engine import Engine
+from pickaxe.store import BATCH
 
 logger = logging.getLogger("pickaxe.sweeper")
 
 EVERY = 60.0
 """Seconds between two looks."""
+
+BATCHES = 20
+"""How many statements' worth of each kind are deleted at a look."""
 
 SUSPICION = 86_400.0
 """Seconds for which a reduction that was noted, and came to an end all the same, is kept."""
@@ -35,5 +39,15 @@ class Purge:
             ("dead_letters", settings.keep_dead_letters),
             ("suspects", SUSPICION),
         ):
-            if keep and (count := self._engine.store.purge(what, keep)):
+            count = self._delete(what, keep) if keep else 0
+            if count:
                 logger.info("deleted %d old %s", count, what.replace("_", " "))
+
+    def _delete(self, what: str, keep: float) -> int:
+        """In small transactions, and not for long: what is due has to wait for this."""
+        total = 0
+        for _ in range(BATCHES):
+            total += (count := self._engine.store.purge(what, keep))
+            if count < BATCH:
+                break
+        return total

@@ -71,13 +71,14 @@ def exit_name(status: int) -> str:
 @contextlib.contextmanager
 def watched(engine: Engine, row: RunRow) -> Iterator[bool]:
     """Around a reduction: whether it may begin. Costs nothing unless there is a suspicion."""
-    limit = engine.settings.quarantine_after
-    if not limit or not (engine.is_redelivered() or (row.dispatches > 0 and engine.store.losses)):
+    if not (engine.is_redelivered() or row.dispatches > 1 or (row.dispatches > 0 and engine.store.losses)):
         yield True
         return
     owner, patience = engine.owner, engine.settings.dead_after + engine.settings.sweep_every
     failpoint("suspect.before")
-    found = engine.store.suspect_reduction(row.id, row.epoch, owner, limit=limit, patience=patience, reason=DEADLY)
+    found = engine.store.suspect_reduction(
+        row.id, row.epoch, owner, limit=engine.settings.quarantine_after, patience=patience, reason=DEADLY
+    )
     failpoint("suspect.after")
     if found.verdict != "go":
         if found.verdict == "paused":

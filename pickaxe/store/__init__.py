@@ -7,7 +7,7 @@ trip and one commit.
 from pickaxe.store._aside import AsideStore
 from pickaxe.store._database import Database
 from pickaxe.store._events import EventStore
-from pickaxe.store._fleet import FOUND_AGAIN, FleetStore
+from pickaxe.store._fleet import BATCH, FOUND_AGAIN, FleetStore
 from pickaxe.store._runs import Claim, Commit, Log, NewRun, News, Outcome, RunRow, RunStore, Settled, StepDue
 from pickaxe.store._schema import SCHEMA_RANGE, check_schema, migrate, schema_version
 from pickaxe.store._transactions import ToolTransaction
@@ -19,6 +19,7 @@ class Store(RunStore, EventStore, FleetStore, AsideStore, Views):
 
 
 __all__ = [
+    "BATCH",
     "FOUND_AGAIN",
     "SCHEMA_RANGE",
     "Claim",

@@ -14,6 +14,7 @@ from pickaxe.embedded import Services
 from pickaxe.store import Database, migrate
 from tests.faults.fleet import Fleet, cool_down, warm_up
 from tests.faults.report import Report, Table, attach, scenarios_of
+from tests.transitions import check, watch
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -34,6 +35,14 @@ def fleet(services: Any, tmp_path: Path, request: pytest.FixtureRequest) -> Iter
     with Fleet(services.database_url, services.redis_url, tmp_path) as own:
         request.node.fleet = own
         yield own
+
+
+@pytest.fixture
+def watched(services: Any) -> Iterator[None]:
+    """Every change of state in the test's database is one of the transition tables."""
+    watch(services.database_url)
+    yield
+    check(services.database_url)
 
 
 @pytest.fixture

@@ -132,6 +132,7 @@ def transfer(
         failpoint("effect.before")
         connection.execute("UPDATE public.balance SET amount = amount + %s", (amount,))
         connection.execute(INSERT, row(ctx))
+        write("holds", ctx.idempotency_key, ctx.attempt)
         failpoint("effect.after")
         time.sleep(seconds)
         if count("failed", ctx.idempotency_key) < fail_first:

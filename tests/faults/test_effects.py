@@ -16,6 +16,8 @@ from pickaxe.store import StepView
 from tests.faults.effects_app import one_transfer, pays, pays_many, pays_raising, transfers
 from tests.faults.fleet import Fleet, WorkerProcess, eventually
 
+pytestmark = pytest.mark.usefixtures("watched")
+
 AROUND = ["claim.after", "effect.before", "effect.after", "settle.before", "settle.after"]
 """Where a worker dies: after the intent, before and after the effect, before and after its result is recorded."""
 
@@ -127,7 +129,10 @@ def test_a_reconcile_is_asked_until_it_knows_though_it_fails_or_its_worker_dies(
 @pytest.mark.timeout(60)
 def test_a_reconcile_that_kills_its_workers_is_left_to_a_person(fleet: Fleet, evidence: Callable[..., None]) -> None:
     run = fleet.enqueue(pays, "checked", 50, "dies")
-    victim = victim_of(fleet, "effect.after", pool="prefork")
+    victim = fleet.start(
+        "victim", pool="prefork",
+        environment={"PICKAXE_FAILPOINTS": "effect.after=kill", "PICKAXE_QUARANTINE_AFTER": "2"},
+    )  # fmt: skip
     eventually(lambda: fleet.entries("effect"), "the victim has had its effect")
     eventually(lambda: aside_for_good(run), "nobody asks any more")
     step = step_of(run, "pay_checked")
@@ -321,8 +326,7 @@ def test_a_frozen_transactional_call_neither_holds_up_its_heir_nor_has_an_effect
 ) -> None:
     run = tables.enqueue(one_transfer, 7, 1.0)
     zombie = tables.start("zombie")
-    # It holds the lock of the row that the next attempt needs.
-    eventually(lambda: tables.query(HOLDS), "it is in the middle of its transaction")
+    eventually(lambda: tables.entries("holds"), "it holds the lock of the row that the next attempt needs")
     zombie.send(signal.SIGSTOP)
     tables.start("heir")
     assert tables.results([run]) == [7]
@@ -334,9 +338,6 @@ def test_a_frozen_transactional_call_neither_holds_up_its_heir_nor_has_an_effect
     )
 
 
-HOLDS = "SELECT 1 FROM pg_stat_activity WHERE application_name LIKE 'pickaxe %%' AND state = 'idle in transaction'"
-
-
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("pool", ["solo", "threads"])
 def test_a_transactional_call_whose_connection_is_cut_runs_again_and_that_costs_none_of_its_tries(
@@ -344,8 +345,8 @@ def test_a_transactional_call_whose_connection_is_cut_runs_again_and_that_costs_
 ) -> None:
     run = tables.enqueue(one_transfer, 7, 1.0)
     worker = tables.start("one", pool=pool)
-    eventually(lambda: tables.query(HOLDS), "it is in the middle of its transaction")
-    cut = HOLDS.replace("SELECT 1", "SELECT pg_terminate_backend(pid)")
+    eventually(lambda: tables.entries("holds"), "it is in the middle of its transaction")
+    cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'pickaxe %%'"
     assert tables.query(cut)
     assert tables.results([run]) == [7]
     check_transfers(tables, 1, 7)

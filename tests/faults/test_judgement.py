@@ -12,6 +12,8 @@ from pickaxe._states import StepState
 from pickaxe._uuids import uuid7
 from pickaxe.store import Database, NewRun, Store
 
+pytestmark = pytest.mark.usefixtures("watched")
+
 
 @pytest.fixture
 def store(database_url: str) -> Iterator[Store]:
@@ -304,7 +306,7 @@ def test_a_stray_question_is_asked_again_and_never_taken_for_the_call(store: Sto
 
 def test_no_timeout_fails_a_call_whose_outcome_is_unknown(store: Store) -> None:
     case = Case(store, "a", options=ONCE)
-    case.query("UPDATE pickaxe.step SET total_timeout = 0.01 WHERE key = 'a' RETURNING 1")
+    case.query("UPDATE pickaxe.step SET total_timeout = 0 WHERE key = 'a' RETURNING 1")
     case.claim(case.worker("one"), "a")
     [late] = store.expired_steps()
     done = store.set_step_aside(
@@ -455,6 +457,7 @@ def test_what_is_old_is_deleted_and_what_still_matters_is_kept(store: Store) -> 
     store.set_aside(reason="", body="", headers="{}")
     assert (store.purge("events", 86400), store.purge("dead_letters", 86400)) == (0, 0)
     assert (store.purge("events", 0), store.purge("dead_letters", 0)) == (1, 1)
+    store.wake(case.run)
     suspect(case, "alive")
     assert store.purge("suspects", 0) == 0, "it is still at it"
     case.query("UPDATE pickaxe.run SET epoch = epoch + 1 RETURNING 1")

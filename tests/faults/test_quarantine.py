@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -14,12 +15,23 @@ import pytest
 from pickaxe.errors import RunPausedError
 from pickaxe.store import StepView
 from tests.faults.effects_app import deadly, neighbours, poisoned, poisoned_gather
-from tests.faults.fleet import Fleet, WorkerProcess, eventually
+from tests.faults.fleet import FAST, Fleet, WorkerProcess, eventually
+
+pytestmark = pytest.mark.usefixtures("watched")
 
 EXITS = {
     "os._exit": "exit status 7", "exit 0": "exit status 0", "segfault": "SIGSEGV", "sigkill": "SIGKILL",
     "memory": "SIGKILL",
 }  # fmt: skip
+
+
+@pytest.fixture
+def fleet(services: Any, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Fleet]:
+    """A fleet that looks for who is to blame, as it does by default."""
+    settings = {name: value for name, value in FAST.items() if name != "PICKAXE_QUARANTINE_AFTER"}
+    with Fleet(services.database_url, services.redis_url, tmp_path, settings) as own:
+        request.node.fleet = own
+        yield own
 
 
 def set_aside(fleet: Fleet, run: Any, within: float = 30) -> StepView:

@@ -14,7 +14,8 @@ from psycopg.rows import dict_row
 from sqlalchemy.orm import Session
 
 from pickaxe import Pickaxe, Retry, agent, inject, tool
-from pickaxe.engine import _claims, _effects, _executor
+from pickaxe.engine import _claims, _effects, _work
+from pickaxe.engine._stint import Stint
 from pickaxe.errors import RunFailedError
 from tests.proxy import proxied
 from tests.unit.test_docs_examples import load
@@ -127,7 +128,9 @@ async def uses(which: str, how: str) -> str:
 
 
 def make_app(services):
-    return Pickaxe("transactions", agents=[uses], tools=list(TOOLS.values()), settings=services.settings())
+    return Pickaxe(
+        "transactions", agents=[uses], tools=list(TOOLS.values()), settings=services.settings(continuation="plain")
+    )
 
 
 @pytest.fixture
@@ -155,7 +158,11 @@ def effects(services):
 
 
 def advance(app, run):
-    _executor.execute(app.engine, uuid.UUID(run.id))
+    _work.reduce(app.engine, uuid.UUID(run.id))
+
+
+def perform(attempt):
+    _work.work_off([attempt], Stint(attempt.engine))
 
 
 def attempt(app, which, how, number=1, run=None):
@@ -170,7 +177,7 @@ def attempt(app, which, how, number=1, run=None):
 
 def outcome(app, which, how):
     run, claimed = attempt(app, which, how)
-    _effects.perform(claimed)
+    perform(claimed)
     advance(app, run)
     try:
         return run.result(timeout=5)
@@ -236,11 +243,11 @@ def test_a_result_that_comes_too_late_takes_its_effect_with_it(app, services):
     run, late = attempt(app, "psycopg", "nothing else")
     app.engine.store.give_back(late.token, app.engine.owner)
     _, second = attempt(app, "psycopg", "nothing else", 2, run)
-    settled = _effects.perform(late)
+    _, settled = _effects.in_transaction(late)
     assert settled is not None
     assert not settled.accepted
     assert effects(services) == 0
-    _effects.perform(second)
+    perform(second)
     advance(app, run)
     assert run.result(timeout=5) == "done"
     assert effects(services) == 1
@@ -248,10 +255,10 @@ def test_a_result_that_comes_too_late_takes_its_effect_with_it(app, services):
 
 def test_a_tool_that_raises_a_conflict_is_tried_again_as_its_retries_say(app, services):
     run, first = attempt(app, "conflicts", "x")
-    assert _effects.perform(first) is None
+    perform(first)
     assert effects(services) == 0
     _, second = attempt(app, "conflicts", "x", 2, run)
-    _effects.perform(second)
+    perform(second)
     advance(app, run)
     assert run.result(timeout=5) == "done"
     assert effects(services) == 1
@@ -263,7 +270,7 @@ def test_a_commit_whose_answer_is_lost_is_found_out_and_its_run_goes_on(app, ser
         try:
             run, claimed = attempt(own, "psycopg", "nothing else")
             proxy.lose_reply = True
-            _effects.perform(claimed)
+            perform(claimed)
             assert proxy.cut == 1, "the fault has hit"
             [step] = run.steps()
             assert (step.state, step.attempt, step.deaths) == ("succeeded", 1, 0)
@@ -286,7 +293,7 @@ def test_a_connection_that_is_gone_before_the_commit_costs_no_try_and_leaves_not
 
     object.__setattr__(claimed.spec, "function", cut)  # a spec is frozen
     try:
-        assert _effects.perform(claimed) is None
+        perform(claimed)
     finally:
         object.__setattr__(claimed.spec, "function", body)
     [step] = run.steps()
@@ -294,7 +301,7 @@ def test_a_connection_that_is_gone_before_the_commit_costs_no_try_and_leaves_not
     assert "lost its connection" in (step.reason or "")
     assert effects(services) == 0
     _, second = attempt(app, "psycopg", "nothing else", 2, run)
-    _effects.perform(second)
+    perform(second)
     assert effects(services) == 1
 
 
@@ -306,14 +313,14 @@ def test_the_tool_in_the_documentation_books_a_seat_once(services):
     async def travels(guest: str) -> bool:
         return await book("12A", guest)
 
-    app = Pickaxe("docs", agents=[travels], tools=[book], settings=services.settings())
+    app = Pickaxe("docs", agents=[travels], tools=[book], settings=services.settings(continuation="plain"))
     try:
         for guest, got_it in (("Ada", True), ("Bob", False)):
             run = travels.enqueue(guest)
             advance(app, run)
             app.engine.store.register_worker(app.engine.owner, name="here", pid=1, handles=[])
             message = {"run": run.id, "step": "book#1", "attempt": 1}
-            _effects.perform(_claims.claim(app.engine, book.spec, message))
+            perform(_claims.claim(app.engine, book.spec, message))
             advance(app, run)
             assert run.result(timeout=5) is got_it
     finally:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from pickaxe._states import StepKind, StepState
-from pickaxe.cli._explain import about, was_replayed
+from pickaxe.cli._explain import about, aside_lines, was_replayed, why_step
 from pickaxe.cli._text import jsonable, one_line, print_table, safe, say, shown_value, styled
 from pickaxe.store import StepView
 
@@ -19,6 +19,42 @@ def step(**changes: object) -> StepView:
     values |= {"key": "t#1", "kind": StepKind.TOOL, "name": "t", "state": StepState.SUCCEEDED, "attempt": 1}
     values |= {"history": [], "input": {}, "created_at": now, "started_at": now, "finished_at": now}
     return StepView(**(values | changes))  # type: ignore[arg-type]
+
+
+LOST = {
+    "attempt": 1, "ended": "died", "owner": "w@h 7", "exit": "SIGSEGV", "alone": True, "started": 0.0, "died": 90.0,
+    "at": 91.0,
+}  # fmt: skip
+UNFINISHED = {"finished_at": None, "due": None, "progress": None, "reconciling": False, "effect": "at_most_once"}
+
+
+def test_a_step_that_was_set_aside_says_why_on_what_evidence_and_what_to_do() -> None:
+    history = [LOST, {**LOST, "attempt": 2, "exit": None, "alone": False}]
+    aside = step(state=StepState.QUARANTINED, reason="it kills", history=history, key="a b#1", **UNFINISHED)
+    lines = aside_lines("01a1faed-af31-7000-8000-000000000000", aside)
+    assert lines[0] == "a b#1 is quarantined: it kills; `pickaxe retry` releases it"
+    assert lines[1].startswith("  attempt 1: worker process w@h 7 was ended by SIGSEGV at 1970-01-01")
+    assert lines[1].endswith("1 m 30 s after it began")
+    assert lines[2].endswith(", with others")
+    assert lines[3] == "  pickaxe retry 01a1faed-af31-7000 'a b#1'"
+    unknown = step(state=StepState.UNKNOWN, reason="it died: nobody knows", **UNFINISHED)
+    assert "`pickaxe resolve` says how it goes on" in why_step(unknown, [], None)  # type: ignore[arg-type]
+    asked = step(**UNFINISHED | {"state": StepState.UNKNOWN, "due": datetime.now(UTC) + timedelta(hours=1)})
+    assert "is not known, asked " in why_step(asked, [], None)  # type: ignore[arg-type]
+    asking = step(**UNFINISHED | {"state": StepState.RUNNING, "reconciling": True, "history": [LOST]})
+    assert why_step(asking, [], None) == "its reconcile is asked: attempt 1 its worker died"  # type: ignore[arg-type]
+
+
+def test_a_call_that_was_cancelled_in_the_middle_says_that_nobody_knows() -> None:
+    cut = step(state=StepState.CANCELLED, **UNFINISHED)
+    assert "no longer wanted while it ran: whether its effect" in why_step(cut, [], None)  # type: ignore[arg-type]
+    for tidy in (
+        step(state=StepState.CANCELLED, effect="idempotent"),
+        step(state=StepState.CANCELLED, effect="at_most_once", reason="waits for its rate limit"),
+        step(state=StepState.CANCELLED, effect="at_most_once", history=[LOST]),
+        step(state=StepState.CANCELLED, effect="at_most_once", attempt=0),
+    ):
+        assert why_step(tidy, [], None) == ""  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,9 @@ CREATE TABLE pickaxe.suspect (
 
 CREATE INDEX suspect_owner ON pickaxe.suspect (owner);
 
+-- For what is deleted by its age.
+CREATE INDEX event_created ON pickaxe.event USING brin (created_at);
+
 -- `message`: what it takes to send it again, as JSON; null when it was no message at all, or too large to keep.
 ALTER TABLE pickaxe.dead_letter
     ADD COLUMN queue text NOT NULL DEFAULT '',

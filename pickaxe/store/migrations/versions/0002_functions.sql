@@ -89,12 +89,19 @@ CREATE FUNCTION pickaxe.resolve(
     p_redispatch double precision,
     OUT accepted boolean, OUT woken boolean, OUT seq integer, OUT released text[]
 ) LANGUAGE plpgsql AS $$
+DECLARE gathered text;
 BEGIN
+    accepted := false; woken := false; released := '{}';
+    -- The locks of `settle`, in its order.
+    SELECT group_key INTO gathered FROM pickaxe.step WHERE run_id = p_run AND key = p_key;
+    IF gathered IS NULL THEN
+        PERFORM 1 FROM pickaxe.run WHERE id = p_run FOR UPDATE;
+    END IF;
+    UPDATE pickaxe.step SET history = pickaxe.appended(history, p_entry)
+        WHERE run_id = p_run AND key = p_key AND state = ANY (p_from) AND attempt = p_attempt;
+    IF NOT FOUND THEN RETURN; END IF;
     SELECT t.accepted, t.woken, t.seq, t.released INTO accepted, woken, seq, released FROM pickaxe.settle(
         p_run, p_key, p_from, p_attempt, NULL, p_state, p_output, p_error, p_redispatch) t;
-    IF accepted THEN
-        UPDATE pickaxe.step SET history = pickaxe.appended(history, p_entry) WHERE run_id = p_run AND key = p_key;
-    END IF;
 END $$;
 
 -- Whether a step is to be charged in full with the death of the process it ran in: it was the only thing running
@@ -198,6 +205,11 @@ BEGIN
                 'at', extract(epoch FROM clock_timestamp())))
             WHERE t.run_id = d.run AND t.key = d.step;
         released := '{}';
+        IF effect = 'transactional' THEN
+            -- A process that is only frozen keeps its transaction open, and with it the locks that the next attempt needs.
+            PERFORM pg_terminate_backend(a.pid) FROM pg_stat_activity a
+                WHERE a.datname = current_database() AND a.application_name LIKE 'pickaxe ' || s.owner || ' %';
+        END IF;
         IF state <> 'ready' AND s.group_key IS NOT NULL AND pickaxe.holds_place(s) THEN
             released := pickaxe.release_next(s.run_id, s.group_key, p_redispatch);
         END IF;
