@@ -1,11 +1,15 @@
 # Everything a developer runs. `make` or `make help` lists the targets.
 PYTHON ?= python3.11
+# `make bench`: the peer harness and, if its peers are to run too, the folder with an environment for each.
+PEERS ?= ../shared/peers
+VENVS ?=
+BENCH ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test ci format lint types unit integration faults packaging clean
+.PHONY: help setup demo test ci format lint types unit integration faults packaging bench clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +34,9 @@ unit: $(READY) ## The tests that need no service
 
 faults: $(READY) ## The fault suite
 	$(BIN)/python -m pytest tests/faults
+
+bench: $(READY) ## Measure, and write benchmarks/README.md: PEERS=dir VENVS=dir BENCH=--quick
+	$(BIN)/python -m benchmarks --peers '$(PEERS)' $(if $(VENVS),--venvs '$(VENVS)') $(BENCH)
 
 format: $(READY) ## Format the code
 	$(BIN)/ruff format .
