@@ -53,7 +53,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one round of the main figures, ours and the floor")
     parser.add_argument("--only", metavar="REGEX", help="only cases whose group and tag match, such as 'w1 hop'")
     parser.add_argument("--out", type=Path, help="append the raw lines to this file")
-    parser.add_argument("--port", type=int, default=18600, help="first of the harness' ports (default 18600)")
     parser.add_argument(
         "--report", type=Path, nargs="+", metavar="FILE", help="measure nothing: tables from these files"
     )
@@ -66,7 +65,7 @@ def _measure(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     found = Harness.found(given.peers)
     yield {"ok": True, "group": "conditions", "tag": "conditions", "conditions": _conditions(given)}
     if found:
-        with Harness(given.peers, given.venvs, port=given.port) as harness:
+        with Harness(given.peers, given.venvs) as harness:
             yield from _with_peers(harness, given)
     else:
         print(f"no peer harness at {given.peers} (PEERS=… says where it is): W1-W7 need it; our own figures only")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,6 +17,8 @@ from typing import Any
 from benchmarks.cases import FLOOR, OURS, Case
 
 ADAPTER = Path(__file__).with_name("peer_pickaxe.py")
+PORTS = 14
+"""The driver uses so many in a row."""
 TIMEOUT = 900.0
 """Seconds for one case; the driver's own waits are shorter."""
 
@@ -26,9 +30,9 @@ class Harness:
     Pickaxe, the floor and plain Celery run in this interpreter's own environment.
     """
 
-    def __init__(self, source: Path, venvs: Path | None, *, port: int) -> None:
+    def __init__(self, source: Path, venvs: Path | None) -> None:
         self._venvs = venvs
-        self._port = port
+        self._port = _free_ports()
         self._folder = Path(tempfile.mkdtemp(prefix="pickaxe-bench-"))
         for folder in (".", "adapters"):
             (self._folder / folder).mkdir(exist_ok=True)
@@ -98,6 +102,19 @@ class Harness:
             return None
         packages = self._venvs / "restate-npm" / "node_modules" / "@restatedev"
         return next(packages.glob("restate-server-*/bin/restate-server"), None)
+
+
+def _free_ports() -> int:
+    """The first of `PORTS` free ports in a row."""
+    for first in range(18600, 32000, 20):
+        with ExitStack() as stack:
+            try:
+                for port in range(first, first + PORTS):
+                    stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            except OSError:
+                continue
+            return first
+    raise OSError(f"no {PORTS} free ports in a row between 18600 and 32000")
 
 
 def _last_line(output: str) -> dict[str, Any]:

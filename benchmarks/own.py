@@ -188,7 +188,7 @@ def _worker(name: str, environment: Mapping[str, str]) -> subprocess.Popen[bytes
     argv += ["-P", "solo", "-c", "1", "-l", "ERROR", "-n", f"{name}@bench", "--without-gossip", "--without-mingle"]
     mode = environment["BENCH_MODE"]
     more = {"PICKAXE_CONTINUATION": "inline" if mode == "step" else mode, "PYTHONWARNINGS": "ignore"}
-    return subprocess.Popen(argv, cwd=ROOT, env={**os.environ, **more, **environment})
+    return subprocess.Popen(argv, cwd=ROOT, env={**os.environ, **more, **environment}, stdout=subprocess.DEVNULL)
 
 
 def _proxy(url: str, watch: Any) -> meter.Proxy:
