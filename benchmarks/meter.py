@@ -9,12 +9,14 @@ from collections.abc import Callable
 from contextlib import suppress
 
 Watch = Callable[[bytes], None]
+Watched = Callable[[Counter[str]], tuple[Watch, Watch]]
+"""Makes, for one connection, what looks at the bytes sent and at those received."""
 
 
 class Proxy:
     """A TCP proxy on a loopback port of its own. `counts` is what `watch` finds in the traffic so far."""
 
-    def __init__(self, host: str, port: int, watch: Callable[[Counter[str]], tuple[Watch, Watch]]) -> None:
+    def __init__(self, host: str, port: int, watch: Watched) -> None:
         self.counts: Counter[str] = Counter()
         self._target = (host, port)
         self._watch = watch

@@ -191,7 +191,7 @@ def _worker(name: str, environment: Mapping[str, str]) -> subprocess.Popen[bytes
     return subprocess.Popen(argv, cwd=ROOT, env={**os.environ, **more, **environment}, stdout=subprocess.DEVNULL)
 
 
-def _proxy(url: str, watch: Any) -> meter.Proxy:
+def _proxy(url: str, watch: meter.Watched) -> meter.Proxy:
     parts = urlsplit(url)
     assert parts.hostname is not None
     assert parts.port is not None
