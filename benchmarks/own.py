@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,35 +56,31 @@ class Own:
                     cpu = fleet.cpu()
                     took = fleet.run(200, 10)
                     cpu = fleet.cpu() - cpu
-                    short = fleet.peak_memory()
-                    if name == "both":
-                        fleet.run(1, 2000)
                     figures = {"steps_per_s": round(2000 / took, 1), "cpu_s_per_1000_steps": round(cpu / 2, 2)}
-                    yield _line(f"costs, {name}", mode, **figures, peak_mb=short, peak_mb_2000=fleet.peak_memory())
+                    figures["peak_mb"] = fleet.peak_memory()
+                    if not switch:
+                        fleet.run(1, 2000)
+                        figures["peak_mb_2000"] = fleet.peak_memory()
+                yield _line(f"costs, {name}", mode, **figures)
 
     def enqueue(self) -> Iterator[dict[str, Any]]:
         """Runs enqueued a second by one process: one by one, and 10,000 at once."""
         from benchmarks.fleet import seq
 
-        with self._database() as urls:
-            client = _client(urls)
+        with closing(_client(self._fresh())) as client:
             seq.bind(client)
-            try:
-                seq.enqueue("first", 1)
-                start = time.perf_counter()
-                for i in range(1000):
-                    seq.enqueue(f"single-{i}", 1)
-                single = time.perf_counter() - start
-                start = time.perf_counter()
-                seq.enqueue_many([(f"bulk-{i}", 1) for i in range(10_000)])
-                bulk = time.perf_counter() - start
-            finally:
-                client.close()
+            seq.enqueue("first", 1)
+            start = time.perf_counter()
+            for i in range(1000):
+                seq.enqueue(f"single-{i}", 1)
+            single = time.perf_counter() - start
+            start = time.perf_counter()
+            seq.enqueue_many([(f"bulk-{i}", 1) for i in range(10_000)])
+            bulk = time.perf_counter() - start
         yield _line("enqueue", "any", single_per_s=round(1000 / single), bulk_per_s=round(10_000 / bulk))
 
-    @contextmanager
-    def _database(self) -> Iterator[dict[str, str]]:
-        """A fresh database and an empty Redis: what a process needs to find them."""
+    def _fresh(self) -> dict[str, str]:
+        """A fresh database and an empty Redis: their URLs, Postgres' first, as a process is told them."""
         self._databases += 1
         name = f"bench_{self._databases}"
         with psycopg.connect(self._services.database_url, autocommit=True) as connection:
@@ -92,31 +88,26 @@ class Own:
         redis.Redis.from_url(self._services.redis_url).flushall()
         url = urlunsplit(urlsplit(self._services.database_url)._replace(path=f"/{name}"))
         urls = {"PICKAXE_DATABASE_URL": url, "PICKAXE_REDIS_URL": self._services.redis_url}
-        client = _client(urls)
-        migrate(client.store.database)
-        client.close()
-        yield urls
+        with closing(_client(urls)) as client:
+            migrate(client.store.database)
+        return urls
 
     @contextmanager
     def _fleet(self, switches: Mapping[str, str], *, counted: bool = False) -> Iterator[Fleet]:
-        with self._database() as urls:
-            proxies: tuple[meter.Proxy, ...] = ()
-            through = urls
-            if counted:
-                proxies = (
-                    _proxy(urls["PICKAXE_DATABASE_URL"], meter.postgres),
-                    _proxy(urls["PICKAXE_REDIS_URL"], meter.redis),
-                )
-                through = {
-                    name: _by_way_of(url, proxy) for (name, url), proxy in zip(urls.items(), proxies, strict=True)
-                }
-            workers = [_worker(f"w{i}", through | dict(switches)) for i in range(2)]
-            servers = [self._services.postgres.pid, self._services.redis.pid]
-            fleet = Fleet(urls, workers, [pid for pid in servers if pid is not None], proxies)
-            try:
-                yield fleet
-            finally:
-                fleet.stop()
+        through = urls = self._fresh()
+        proxies: tuple[meter.Proxy, ...] = ()
+        if counted:
+            watches = (meter.postgres, meter.redis)
+            proxies = tuple(_proxy(url, watch) for url, watch in zip(urls.values(), watches, strict=True))
+            pairs = zip(urls.items(), proxies, strict=True)
+            through = {name: _by_way_of(url, proxy) for (name, url), proxy in pairs}
+        workers = [_worker(f"w{i}", through | dict(switches)) for i in range(2)]
+        servers = [self._services.postgres.pid, self._services.redis.pid]
+        fleet = Fleet(urls, workers, [pid for pid in servers if pid is not None], proxies)
+        try:
+            yield fleet
+        finally:
+            fleet.stop()
 
 
 @dataclass

@@ -120,7 +120,11 @@ class Results:
 
     def _conditions(self) -> str:
         found = [line for line in self.lines if line.get("group") == "conditions"]
-        return "\n".join(f"- {name}: {value}" for line in found[-1:] for name, value in line["conditions"].items())
+        told = [f"- {name}: {value}" for line in found[-1:] for name, value in line["conditions"].items()]
+        measured = [line for line in self.lines if "other_cpu_s" in line]
+        disturbed = sum(line["other_cpu_s"] > 0.1 * sum(line["cpu_s"].values()) for line in measured)
+        told += [f"- disturbed, the rest of the machine took over a tenth as much CPU: {disturbed} of {len(measured)}"]
+        return "\n".join(told if measured else told[:-1])
 
     def _main(self) -> str:
         rows = [(row, cells) for row in ROWS if any(cells := self._cells(row))]
