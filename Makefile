@@ -1,5 +1,9 @@
 # Everything a developer runs. `make` or `make help` lists the targets.
 PYTHON ?= python3.11
+# `make bench`: the peer harness and, if its peers are to run too, the folder with an environment for each.
+PEERS ?= ../shared/peers
+VENVS ?=
+BENCH ?=
 VENV := .venv
 BIN := $(VENV)/bin
 SEEDS := 200
@@ -7,7 +11,7 @@ JOBS := 2
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test ci format lint types unit integration faults soak packaging clean
+.PHONY: help setup demo test ci format lint types unit integration faults soak packaging bench clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +39,9 @@ faults: $(READY) ## The whole fault suite, slow ones too, and a table of what it
 
 soak: $(READY) ## Random programs under a nemesis, SEEDS=200 of them, JOBS=2 at a time
 	$(BIN)/python -m tests.faults.soak --seeds $(SEEDS) --jobs $(JOBS)
+
+bench: $(READY) ## Measure, and write benchmarks/README.md: PEERS=dir VENVS=dir BENCH=--quick
+	$(BIN)/python -m benchmarks --peers '$(PEERS)' $(if $(VENVS),--venvs '$(VENVS)') $(BENCH)
 
 format: $(READY) ## Format the code
 	$(BIN)/ruff format .
