@@ -208,7 +208,7 @@ def test_a_postgres_that_crashes_while_the_dead_are_recovered_only_delays_that(
     victim = fleet.start("victim", pool="threads", concurrency=4)
     eventually(lambda: len(fleet.running()) >= 3, "calls are running")
     fleet.start("heir", pool="threads", concurrency=4)
-    with Barrier(fleet.plain_url, "step", "the worker process that ran attempt") as barrier:
+    with Barrier(fleet.plain_url, "step", "pickaxe.reclaim(") as barrier:
         moment = fleet.moment(pid=victim.pid)
         victim.kill()
         barrier.await_waiting()

@@ -18,7 +18,7 @@ from tests.faults.audit import Barrier
 from tests.faults.fleet import Fleet, Moment, WorkerProcess, eventually
 from tests.faults.report import Report
 
-RECLAIM = "the worker process that ran attempt"
+RECLAIM = "pickaxe.reclaim("
 """Words of the statement that takes steps away from the dead."""
 
 
