@@ -31,8 +31,10 @@ def test_signals_that_race_with_the_commit_that_parks_the_run_are_never_lost(
 ) -> None:
     rounds, chance = 60, random.Random(seed)
     runs = fleet.enqueue_many(ask_after, [(rounds,)] * 6)
-    fleet.start("one", pool="threads", concurrency=3, wait=False)
-    fleet.start("two", pool="threads", concurrency=3)
+    # With a message for each reduction, runs are found in both states often enough.
+    plain = {"PICKAXE_CONTINUATION": "plain"}
+    fleet.start("one", pool="threads", concurrency=3, wait=False, environment=plain)
+    fleet.start("two", pool="threads", concurrency=3, environment=plain)
     states: Counter[str] = Counter()
 
     def send() -> None:
