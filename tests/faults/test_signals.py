@@ -104,7 +104,7 @@ def test_events_that_race_with_the_wait_for_them_are_heard_by_every_run_once(
     runs = []
     for key in keys:
         runs += fleet.enqueue_many(hear_event, [(key, 60)] * 2)
-        time.sleep(chance.uniform(0, 0.05))
+        time.sleep(chance.uniform(0, 0.02))
         woken += fleet.client.publish_event(key, key)
     assert fleet.results(runs) == [key for key in keys for _ in range(2)]
     report(hits=len(runs) - woken, verdict=fleet.check())
