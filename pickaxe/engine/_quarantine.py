@@ -69,9 +69,9 @@ def exit_name(status: int) -> str:
 
 
 @contextlib.contextmanager
-def watched(engine: Engine, row: RunRow) -> Iterator[bool]:
-    """Around a reduction: whether it may begin. Costs nothing unless there is a suspicion."""
-    if not (engine.is_redelivered() or (row.dispatches > 0 and engine.store.losses)):
+def watched(engine: Engine, row: RunRow, *, wary: bool = False) -> Iterator[bool]:
+    """Around a reduction: whether it may begin. Costs nothing unless there is a suspicion, or the caller is `wary`."""
+    if not (wary or engine.is_redelivered() or (row.dispatches > 0 and engine.store.losses)):
         yield True
         return
     owner, patience = engine.owner, engine.settings.dead_after + engine.settings.sweep_every
