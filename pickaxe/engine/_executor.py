@@ -62,7 +62,7 @@ def execute(engine: Engine, run: uuid.UUID, stint: Stint) -> list[Attempt]:
                 stint.woken = False
                 let_go(engine, turn)
                 return []
-            with watched(engine, turn.row) as may_go:
+            with watched(engine, turn.row, wary=stint.wary) as may_go:
                 if not may_go:
                     stint.woken = False
                     let_go(engine, turn)

@@ -61,7 +61,7 @@ class Liveness:
                 self._let_go()
 
     def _beat(self) -> None:
-        owned = self._engine.store.beat(self._engine.owner)
+        owned = self._engine.store.beat(self._engine.owner, silent=1.5 * self._engine.settings.beat_every)
         if owned is None:
             logger.warning("this process was declared dead and is not: it takes a new name")
             self._let_go()

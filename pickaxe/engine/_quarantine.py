@@ -69,9 +69,10 @@ def exit_name(status: int) -> str:
 
 
 @contextlib.contextmanager
-def watched(engine: Engine, row: RunRow) -> Iterator[bool]:
-    """Around a reduction: whether it may begin. Costs nothing unless there is a suspicion."""
-    if not (engine.is_redelivered() or row.dispatches > 1 or (row.dispatches > 0 and engine.store.losses)):
+def watched(engine: Engine, row: RunRow, *, wary: bool = False) -> Iterator[bool]:
+    """Around a reduction: whether it may begin. Costs nothing unless there is a suspicion, or the caller is `wary`."""
+    suspected = row.dispatches > 1 or (row.dispatches > 0 and engine.store.losses)
+    if not (wary or suspected or engine.is_redelivered()):
         yield True
         return
     owner, patience = engine.owner, engine.settings.dead_after + engine.settings.sweep_every

@@ -15,6 +15,8 @@ from pickaxe.store import Claim
 class Stint:
     """The work that follows from one message. `woken`: it has woken the run, and so must see to its reduction.
 
+    `wary`: the process that ran the call before this one died, perhaps of the reduction that followed.
+
     How far it goes is the setting `continuation`: `plain`, one call or one reduction; `resume`, a call and the
     reduction that follows from it; `inline`, also the next call, if that is alone, on the same queue, without a
     rate limit, and `inline_for` has not passed.
@@ -24,6 +26,7 @@ class Stint:
         settings = engine.settings
         self.queue = engine.current_queue()
         self.woken = False
+        self.wary = False
         self._engine = engine
         self._resumes = settings.continuation != "plain"
         self._goes_on = settings.continuation == "inline"

@@ -101,6 +101,7 @@ def _follow(attempt: Attempt, work: Callable[[], Ended], stint: Stint, *, last: 
                 if following is not None:
                     return following
             settled = _attempts.settle(engine, outcome)
+        stint.wary = stint.wary or claim.strikes > 0
         if outcome is not None and settled is not None and settled.woken:
             _woken(engine, outcome, settled, stint, chord=chord)
     finally:

@@ -74,9 +74,12 @@ class FleetStore:
         """The database's time, in epoch seconds. Raises `DBAPIError` when a connection, and so its lock, is gone."""
         return float(connection.execute(text("SELECT extract(epoch FROM clock_timestamp())::float8")).scalar_one())
 
-    def beat(self, worker: str) -> list[str] | None:
-        """A sign of life: the steps the process owns, as `"run attempt key"`, or None if it was buried."""
-        row = self.database.row("beat", id=worker, lately=LATELY)
+    def beat(self, worker: str, *, silent: float = 2.0) -> list[str] | None:
+        """A sign of life: the steps the process owns, as `"run attempt key"`, or None if it was buried.
+
+        Others that have not beaten for `silent` seconds count as `losses`.
+        """
+        row = self.database.row("beat", id=worker, lately=LATELY, silent=silent)
         if row is None:
             return None
         self.losses = row.losses

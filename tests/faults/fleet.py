@@ -343,7 +343,10 @@ class Fleet:
         recorded = {
             f"{run}/{key}": (state, attempt, at.timestamp())
             for run, key, state, attempt, at in self.query(
-                "SELECT run_id, key, state, attempt, finished_at FROM pickaxe.step WHERE kind = 'tool'"
+                # What a reconcile found, or a person said, is no result of a body.
+                "SELECT run_id, key, CASE WHEN reconciling OR strpos(coalesce(history, ''), %s) > 0 "
+                "THEN 'resolved' ELSE state END, attempt, finished_at FROM pickaxe.step WHERE kind = 'tool'",
+                '"how":"result"',
             )
         }
         # What a process claimed before it was taken for dead, it may still begin when it wakes up.

@@ -15,6 +15,7 @@ import pytest
 from pickaxe.store import StepView
 from tests.faults.effects_app import one_transfer, pays, pays_many, pays_raising, transfers
 from tests.faults.fleet import Fleet, WorkerProcess, eventually
+from tests.faults.report import Report, Verdict
 
 pytestmark = pytest.mark.usefixtures("watched")
 
@@ -45,10 +46,11 @@ def victim_of(fleet: Fleet, place: str, **options: Any) -> WorkerProcess:
     return fleet.start("victim", environment=environment, **options)
 
 
+@pytest.mark.scenario(24)
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("place", AROUND)
 def test_an_at_most_once_call_whose_worker_dies_is_unknown_and_goes_on_when_a_person_has_spoken(
-    fleet: Fleet, evidence: Callable[..., None], place: str
+    fleet: Fleet, evidence: Callable[..., None], place: str, report: Report
 ) -> None:
     run = fleet.enqueue(pays, "plain", 50)
     victim = victim_of(fleet, place)
@@ -68,17 +70,18 @@ def test_an_at_most_once_call_whose_worker_dies_is_unknown_and_goes_on_when_a_pe
         else:
             run.resolve(step.key, again=True, by="test")
         assert fleet.results([run]) == [50]
-    fleet.check_at_rest()
+    report(hits=1, verdict=fleet.check())
     assert set(effects(fleet).values()) == {1}
 
 
+@pytest.mark.scenario(24)
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("place", AROUND)
 @pytest.mark.parametrize(("which", "name", "pool"), [
     ("checked", "pay_checked", "solo"), ("async", "pay_async", "custom"), ("inline", "pay_inline", "solo"),
 ])  # fmt: skip
 def test_an_at_most_once_call_whose_worker_dies_is_reconciled_and_has_its_effect_once(
-    fleet: Fleet, evidence: Callable[..., None], which: str, name: str, pool: str, place: str
+    fleet: Fleet, evidence: Callable[..., None], which: str, name: str, pool: str, place: str, report: Report
 ) -> None:
     run = fleet.enqueue(pays, which, 50)
     at = "commit.after" if (which, place) == ("inline", "claim.after") else place
@@ -89,7 +92,7 @@ def test_an_at_most_once_call_whose_worker_dies_is_reconciled_and_has_its_effect
     # 1001: what the reconcile returns when it finds the effect. Else the body runs again.
     expected = 1001 if happened and place != "settle.after" else 50
     assert fleet.results([run]) == [expected]
-    fleet.check_at_rest()
+    report(hits=1, verdict=fleet.check())
     step = step_of(run, name)
     evidence(
         f"pid {victim.pid} died at {at}, the effect had happened {happened} times; asked {len(asked(fleet))} times"
@@ -101,6 +104,7 @@ def test_an_at_most_once_call_whose_worker_dies_is_reconciled_and_has_its_effect
     }[bool(happened), place == "settle.after"]  # fmt: skip
 
 
+@pytest.mark.scenario(24)
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(("answers", "expected", "questions"), [
     ("fails twice", 1003, 3),
@@ -109,7 +113,7 @@ def test_an_at_most_once_call_whose_worker_dies_is_reconciled_and_has_its_effect
     ("failed", "ToolError: tool 'pay_checked' failed: NonRetryableError: the bank has refused it", 1),
 ])  # fmt: skip
 def test_a_reconcile_is_asked_until_it_knows_though_it_fails_or_its_worker_dies(
-    fleet: Fleet, evidence: Callable[..., None], answers: str, expected: Any, questions: int
+    fleet: Fleet, evidence: Callable[..., None], answers: str, expected: Any, questions: int, report: Report
 ) -> None:
     run = fleet.enqueue(pays, "checked", 50, answers)
     victim = victim_of(fleet, "effect.after")
@@ -119,15 +123,18 @@ def test_a_reconcile_is_asked_until_it_knows_though_it_fails_or_its_worker_dies(
         eventually(heirs[0].has_died, "the heir dies in the reconcile")
         heirs.append(fleet.start("another"))
     assert fleet.results([run]) == [expected]
-    fleet.check_at_rest()
+    report(hits=1, verdict=fleet.check())
     evidence(f"asked {len(asked(fleet))} times, by {len({entry.pid for entry in asked(fleet)})} processes")
     assert len(asked(fleet)) == questions
     assert set(effects(fleet).values()) == {1}
     assert len([e for e in fleet.entries("start") if "pay_checked" in e.key]) == 1
 
 
+@pytest.mark.scenario(24)
 @pytest.mark.timeout(60)
-def test_a_reconcile_that_kills_its_workers_is_left_to_a_person(fleet: Fleet, evidence: Callable[..., None]) -> None:
+def test_a_reconcile_that_kills_its_workers_is_left_to_a_person(
+    fleet: Fleet, evidence: Callable[..., None], report: Report
+) -> None:
     run = fleet.enqueue(pays, "checked", 50, "dies")
     victim = fleet.start(
         "victim", pool="prefork",
@@ -141,7 +148,7 @@ def test_a_reconcile_that_kills_its_workers_is_left_to_a_person(fleet: Fleet, ev
     assert not victim.has_died()
     run.resolve(step.key, failed="the bank says no")
     assert "the bank says no" in fleet.results([run])[0]
-    fleet.check_at_rest()
+    report(hits=3, verdict=fleet.check())
     assert set(effects(fleet).values()) == {1}
 
 
@@ -183,9 +190,10 @@ def test_an_at_most_once_call_that_runs_out_of_time_is_reconciled_whether_or_not
     assert set(effects(fleet).values()) == {1}
 
 
+@pytest.mark.scenario(4)
 @pytest.mark.timeout(60)
 def test_a_frozen_at_most_once_call_is_reconciled_elsewhere_and_its_own_result_is_refused(
-    fleet: Fleet, evidence: Callable[..., None]
+    fleet: Fleet, evidence: Callable[..., None], report: Report
 ) -> None:
     run = fleet.enqueue(pays, "checked", 50, "look", 0.5)
     zombie = fleet.start("zombie")
@@ -195,15 +203,16 @@ def test_a_frozen_at_most_once_call_is_reconciled_elsewhere_and_its_own_result_i
     assert fleet.results([run]) == [1001]
     zombie.send(signal.SIGCONT)
     eventually(lambda: "came too late and was refused" in zombie.text(), "the zombie's result is refused")
-    fleet.check_at_rest()
+    report(hits=1, verdict=fleet.check())
     evidence(f"pid {zombie.pid} froze after its effect; {asked(fleet)[0].pid} found it; the zombie was refused")
     assert set(effects(fleet).values()) == {1}
 
 
+@pytest.mark.scenario(41)
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(("which", "pool"), [("async", "custom"), ("checked", "prefork")])
 def test_an_at_most_once_call_that_a_cold_shutdown_cuts_short_is_reconciled(
-    fleet: Fleet, evidence: Callable[..., None], which: str, pool: str
+    fleet: Fleet, evidence: Callable[..., None], which: str, pool: str, report: Report
 ) -> None:
     run = fleet.enqueue(pays, which, 50, "look", 20.0)
     old = fleet.start("old", pool=pool, concurrency=2, environment={"PICKAXE_TEST_SOFT_SHUTDOWN": "0.2"})
@@ -212,7 +221,7 @@ def test_an_at_most_once_call_that_a_cold_shutdown_cuts_short_is_reconciled(
     old.send(signal.SIGQUIT)
     assert fleet.results([run]) == [1001]
     eventually(old.has_died, "the old worker ends")
-    fleet.check_at_rest()
+    report(hits=1, verdict=fleet.check())
     ends = [past["ended"] for past in step_of(run, f"pay_{which}").history]
     evidence(f"pid {old.pid} was told to stop after the effect: {ends}")
     assert set(effects(fleet).values()) == {1}
@@ -280,9 +289,9 @@ def tables(fleet: Fleet) -> Fleet:
     return fleet
 
 
-def check_transfers(fleet: Fleet, count: int, total: int) -> None:
+def check_transfers(fleet: Fleet, count: int, total: int) -> Verdict:
     """I4: each call has had its effect once, and nothing of any other attempt is left."""
-    fleet.check()
+    verdict = fleet.check()
     rows = fleet.query("SELECT key, attempt FROM public.effect")
     assert len(rows) == len({key for key, _ in rows}) == count
     assert fleet.query("SELECT amount FROM public.balance") == [(total,)]
@@ -293,13 +302,15 @@ def check_transfers(fleet: Fleet, count: int, total: int) -> None:
         )
     }
     assert dict(rows) == recorded, "what is committed is the effect of the attempt whose result was recorded"
+    return verdict
 
 
+@pytest.mark.scenario(24)
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("place", [*AROUND, "transaction.before", "transaction.after"])
 @pytest.mark.parametrize("pool", ["solo", "threads"])
 def test_a_transactional_call_has_its_effect_exactly_once_wherever_its_worker_dies(
-    tables: Fleet, evidence: Callable[..., None], place: str, pool: str
+    tables: Fleet, evidence: Callable[..., None], place: str, pool: str, report: Report
 ) -> None:
     run = tables.enqueue(transfers, 7)
     victim = victim_of(tables, place, pool=pool)
@@ -307,7 +318,7 @@ def test_a_transactional_call_has_its_effect_exactly_once_wherever_its_worker_di
     left = tables.query("SELECT count(*) FROM public.effect")[0][0]
     tables.start("heir", pool=pool)
     assert tables.results([run]) == [21]
-    check_transfers(tables, 3, 21)
+    report(hits=1, verdict=check_transfers(tables, 3, 21))
     evidence(f"pid {victim.pid} died at {place} with {left} effect(s) committed; in the end there are 3 of 3 calls")
 
 
@@ -320,9 +331,10 @@ def test_a_transactional_call_that_fails_leaves_nothing_behind_and_is_tried_agai
     assert step_of(run, "transfer").attempt == 3
 
 
+@pytest.mark.scenario(4)
 @pytest.mark.timeout(60)
 def test_a_frozen_transactional_call_neither_holds_up_its_heir_nor_has_an_effect_of_its_own(
-    tables: Fleet, evidence: Callable[..., None]
+    tables: Fleet, evidence: Callable[..., None], report: Report
 ) -> None:
     run = tables.enqueue(one_transfer, 7, 1.0)
     zombie = tables.start("zombie")
@@ -332,16 +344,17 @@ def test_a_frozen_transactional_call_neither_holds_up_its_heir_nor_has_an_effect
     assert tables.results([run]) == [7]
     zombie.send(signal.SIGCONT)
     eventually(lambda: "lost its transaction" in zombie.text(), "the zombie finds its transaction gone")
-    check_transfers(tables, 1, 7)
+    report(hits=1, verdict=check_transfers(tables, 1, 7))
     evidence(
         f"pid {zombie.pid} froze with its transaction open; attempt {step_of(run, 'transfer').attempt} was committed"
     )
 
 
+@pytest.mark.scenario(11)
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("pool", ["solo", "threads"])
 def test_a_transactional_call_whose_connection_is_cut_runs_again_and_that_costs_none_of_its_tries(
-    tables: Fleet, evidence: Callable[..., None], pool: str
+    tables: Fleet, evidence: Callable[..., None], pool: str, report: Report
 ) -> None:
     run = tables.enqueue(one_transfer, 7, 1.0)
     worker = tables.start("one", pool=pool)
@@ -349,7 +362,7 @@ def test_a_transactional_call_whose_connection_is_cut_runs_again_and_that_costs_
     cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'pickaxe %%'"
     assert tables.query(cut)
     assert tables.results([run]) == [7]
-    check_transfers(tables, 1, 7)
+    report(hits=1, verdict=check_transfers(tables, 1, 7))
     step = step_of(run, "transfer")
     evidence(
         f"its connection was cut in attempt {step.attempt - 1}; {worker.text().count('lost its transaction')} lost"
