@@ -147,21 +147,39 @@ class Barrier:
 
     def waiting(self) -> int:
         """How many statements wait here now."""
-        row = self._connection.execute(
+        return self._count(
             "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = 7 AND objid = %s AND NOT granted",
-            [self._number],
-        ).fetchone()
-        assert row is not None
-        return int(row[0])
+            self._number,
+        )
 
     def await_waiting(self, count: int = 1, within: float = 30) -> int:
         """Wait until so many statements wait here."""
         deadline = time.monotonic() + within
         while (found := self.waiting()) < count:
             assert time.monotonic() < deadline, f"{found} of {count} statements came to the barrier in {within:g} s"
-            time.sleep(0.01)
+            time.sleep(0.001)
         return found
 
     def open(self) -> None:
         """Let them go on; whoever comes later does not wait."""
         self._connection.execute("SELECT pg_advisory_unlock_all()")
+
+    def close(self) -> None:
+        """Whoever comes from now on waits again. It was open before."""
+        self._connection.execute("SELECT pg_advisory_lock(7, %s)", [self._number])
+
+    def await_blocked(self, count: int = 1, within: float = 30) -> None:
+        """Wait until so many statements wait for a row that others hold, such as those that wait here."""
+        query = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+            "AND wait_event_type = 'Lock' AND wait_event IN ('transactionid', 'tuple')"
+        )
+        deadline = time.monotonic() + within
+        while (found := self._count(query)) < count:
+            assert time.monotonic() < deadline, f"{found} of {count} statements waited for a row in {within:g} s"
+            time.sleep(0.001)
+
+    def _count(self, query: str, *parameters: object) -> int:
+        row = self._connection.execute(query, parameters).fetchone()
+        assert row is not None
+        return int(row[0])

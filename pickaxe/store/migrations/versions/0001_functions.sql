@@ -128,7 +128,7 @@ BEGIN
         r.state, r.output, r.error, p_redispatch) t;
 END $$;
 
--- Locks the steps that a reduction cancels in the order in which a gathered step ends: itself, its gather, then the
+-- Locks the steps that are about to be cancelled in the order in which a gathered step ends: itself, its gather, then the
 -- run. Else the two would block each other until Postgres notices, which takes a second.
 CREATE FUNCTION pickaxe.lock_gathered(p_run uuid, p_keys text[]) RETURNS void
 LANGUAGE plpgsql AS $$
@@ -306,6 +306,11 @@ DECLARE
     s integer;
 BEGIN
     told := false; woken := false; ended := false; parent_woken := false; released := '{}'; orphans := '{}';
+    IF p_force OR EXISTS (SELECT 1 FROM pickaxe.run t WHERE t.id = p_run AND t.state = 'paused') THEN
+        PERFORM pickaxe.lock_gathered(p_run, ARRAY(
+            SELECT key FROM pickaxe.step WHERE run_id = p_run
+                AND state IN ('blocked', 'ready', 'running', 'waiting', 'unknown', 'quarantined')));
+    END IF;
     SELECT * INTO r FROM pickaxe.run WHERE id = p_run FOR UPDATE;
     known := FOUND;
     IF NOT known OR r.state IN ('succeeded', 'failed', 'cancelled') THEN RETURN; END IF;
