@@ -218,6 +218,13 @@ async def one_slow(seconds: float) -> int:
 
 
 @agent
+async def single_file(seconds: float) -> int:
+    """Two calls on a queue of their own."""
+    alone = slow.using(queue="single")
+    return await alone(7, seconds) + await alone(8, seconds)
+
+
+@agent
 async def parks_between(seconds: float) -> int:
     """A call, a wait, and the same call again."""
     first_time = await slow(7, seconds)
@@ -405,7 +412,7 @@ async def deployed(n: int) -> list[Any]:
 
 
 _agents: list[Any] = [
-    *[kid, patient, endless, program, load, one_slow, one_slow_async, parks_between, steps, ask_in_time, ask_after],
+    *[kid, patient, endless, program, load, one_slow, one_slow_async, single_file, parks_between, steps, ask_in_time, ask_after],
     *[hear_event, family, capped_kids, detached_kids, tells_and_waits, chapters, exiting, spinning, tool_that_exits],
     *[fails_early, sized, play, clockwork, told, changed, deployed, hears, kids_at_once, naps, steps_inline],
     *effects_app.AGENTS,

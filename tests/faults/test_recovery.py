@@ -13,9 +13,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.faults.app import expected_load, load, one_slow, one_slow_async, parks_between
+from tests.faults.app import expected_load, load, one_slow, one_slow_async, parks_between, single_file
 from tests.faults.audit import Barrier
-from tests.faults.fleet import Fleet, Moment, WorkerProcess, eventually
+from tests.faults.fleet import Entry, Fleet, Moment, WorkerProcess, eventually
 from tests.faults.report import Report
 
 RECLAIM = "pickaxe.reclaim("
@@ -152,17 +152,40 @@ def test_two_sweepers_that_take_the_same_calls_from_the_dead_issue_each_once(fle
 
 @pytest.mark.timeout(60)
 @pytest.mark.scenario(13)
-def test_a_queue_of_one_goes_on_after_its_owner_is_killed(fleet: Fleet, report: Report) -> None:
-    runs = fleet.enqueue_many(one_slow, [(0.4,) for _ in range(4)])
-    owner = fleet.start("owner", queues="agents,tools")
-    eventually(fleet.running, "the body runs")
-    moment = fleet.moment(pid=owner.pid)
-    owner.kill()
-    fleet.start("next")
-    assert fleet.results(runs) == [49] * 4
-    bodies = sorted((e.at, e.word) for e in fleet.entries("start", "end") if e.pid != owner.pid)
-    assert [word for _, word in bodies] == ["start", "end"] * (len(bodies) // 2), "one at a time"
-    report(hits=len(moment.keys), verdict=fleet.check(), recovery=fleet.recovery(moment))
+@pytest.mark.parametrize("agents", ["agents", "single"], ids=["calls", "agents and calls"])
+def test_a_queue_whose_only_consumer_is_killed_again_and_again_is_finished_in_single_file_by_those_who_come_after(
+    fleet: Fleet, report: Report, agents: str
+) -> None:
+    """One process with one slot consumes it; whatever else there is, does not."""
+    if agents != "single":
+        fleet.start("elsewhere", queues=agents)
+    runs = fleet.enqueue_many(single_file.using(queue=agents), [(0.3,) for _ in range(5)])
+    moments, queued = [], []
+    for number in range(2):
+        owner = fleet.start(f"owner{number}", queues="single")
+        eventually(lambda pid=owner.pid: fleet.running(pid), "a body runs")  # type: ignore[misc]
+        queued.append(eventually(lambda: waiting_in(fleet, "single"), "others are queued"))
+        moments.append(fleet.moment(pid=owner.pid))
+        assert len(moments[-1].keys) == 1
+        owner.kill()
+    fleet.start("last", queues="single")
+    assert fleet.results(runs) == [49 + 64] * 5
+    verdict = fleet.check()
+    assert verdict.again == 2, "only what ran when its process was killed ran again"
+    bodies = sorted((e.at, e.word) for e in fleet.entries("start", "end") if not is_cut_short(fleet, e))
+    assert [word for _, word in bodies] == ["start", "end"] * 10, "one at a time"
+    report(hits=len(moments), verdict=verdict, recovery=fleet.recovery(*moments), queued=queued)
+
+
+def waiting_in(fleet: Fleet, queue: str) -> int:
+    """How many messages are in a queue, of whatever priority."""
+    redis = fleet.client.redis
+    return sum(redis.llen(key) for key in redis.scan_iter(f"{queue}*", _type="list"))
+
+
+def is_cut_short(fleet: Fleet, entry: Entry) -> bool:
+    """Whether this body never ended."""
+    return not any((e.key, e.attempt) == (entry.key, entry.attempt) for e in fleet.entries("end"))
 
 
 @pytest.mark.slow
