@@ -23,13 +23,17 @@ MALFORMED_CONTENT_TYPE = "application/x-pickaxe-malformed"
 #: Envelopes above this many bytes are set aside unread. A Pickaxe message is about 1 kB: it carries ids.
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 
+#: What is kept of those: a copy or two of the whole would cost a worker more memory than all else that it does.
+KEPT_OF_TOO_LARGE = 64 * 1024
+
 _BODY_ENCODINGS = frozenset({"base64", "utf-8", "", None})
 
 
 def read_envelope(item: bytes, queue: str, *, max_bytes: int = MAX_MESSAGE_BYTES) -> dict[str, Any]:
     """Decode what was popped from `queue`; anything unreadable comes back wrapped, never as an error."""
     if len(item) > max_bytes:
-        return wrap_malformed(item, queue, f"the message has {len(item)} bytes, more than {max_bytes}")
+        reason = f"the message has {len(item)} bytes, more than {max_bytes}"
+        return wrap_malformed(item[:KEPT_OF_TOO_LARGE], queue, f"{reason}: only its first {KEPT_OF_TOO_LARGE} are kept")
     try:
         envelope = json.loads(item)
     except (ValueError, RecursionError) as error:

@@ -412,7 +412,20 @@ async def deployed(n: int) -> list[Any]:
 
 
 _agents: list[Any] = [
-    *[kid, patient, endless, program, load, one_slow, one_slow_async, single_file, parks_between, steps, ask_in_time, ask_after],
+    *[
+        kid,
+        patient,
+        endless,
+        program,
+        load,
+        one_slow,
+        one_slow_async,
+        single_file,
+        parks_between,
+        steps,
+        ask_in_time,
+        ask_after,
+    ],
     *[hear_event, family, capped_kids, detached_kids, tells_and_waits, chapters, exiting, spinning, tool_that_exits],
     *[fails_early, sized, play, clockwork, told, changed, deployed, hears, kids_at_once, naps, steps_inline],
     *effects_app.AGENTS,

@@ -1,15 +1,33 @@
-"""Agents, tools and rows that break what touches them: each ends or waits, visibly, and its neighbours go on."""
+"""Agents, tools, rows and messages that break what touches them: each ends or waits, visibly, and its neighbours go on."""
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
 
 from pickaxe.errors import RunFailedError, RunPausedError
-from tests.faults.app import add, chapters, endless, exiting, fails_early, sized, spinning, steps, tool_that_exits
-from tests.faults.fleet import Fleet, eventually
+from tests.faults.app import (
+    add,
+    chapters,
+    endless,
+    exiting,
+    expected_load,
+    fails_early,
+    load,
+    sized,
+    spinning,
+    steps,
+    tool_that_exits,
+)
+from tests.faults.fleet import Fleet, WorkerProcess, eventually
+from tests.faults.report import Report
 
 
 def test_an_input_that_no_longer_fits_fails_a_run_that_has_not_begun(fleet: Fleet) -> None:
@@ -107,3 +125,87 @@ def test_a_hundred_steps_in_a_row_take_a_few_milliseconds_each(fleet: Fleet, evi
     evidence(f"{spent / 100 * 1000:.1f} ms per step")
     assert add.name == "add"
     assert spent < 20
+
+
+# Messages.
+
+
+LARGE = 50 * 1024 * 1024
+"""Bytes of a message that is too large."""
+
+
+def envelope(headers: dict[str, Any], body: Any, encoding: str = "utf-8") -> bytes:
+    """A message as it is on the wire, whatever it says."""
+    info = {"exchange": "", "routing_key": "tools"}
+    return json.dumps({
+        "body": base64.b64encode(json.dumps(body).encode()).decode(), "headers": headers,
+        "content-type": "application/json", "content-encoding": encoding,
+        "properties": {"body_encoding": "base64", "delivery_tag": "poison", "delivery_info": info},
+    }).encode()  # fmt: skip
+
+
+POISON: dict[str, Callable[[], bytes]] = {
+    "50 MB of nothing": lambda: b"x" * LARGE,
+    "50 MB of arguments": lambda: envelope({"task": "add", "id": "x"}, [[], {"run": "x" * (LARGE * 3 // 4)}, None]),
+    "no text": lambda: b"\xff\x00{{",
+    "a body in no known encoding": lambda: envelope({"task": "add", "id": "x"}, [], "klingon"),
+    "a task nobody knows": lambda: envelope({"task": "nobody", "id": "x"}, [[], {}, None]),
+    "a message of Celery's version 1": lambda: envelope({}, {"task": "add", "id": "x", "args": [1, 2], "kwargs": {}}),
+    "arguments that no message of ours has": lambda: envelope({"task": "add", "id": "x"}, [[1], {"b": 2}, None]),
+}
+
+
+@pytest.mark.scenario(25)
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("pool", ["solo", pytest.param("prefork", marks=pytest.mark.slow)])
+def test_poison_ahead_of_everything_is_kept_aside_once_each_and_neither_the_queue_nor_its_worker_suffers(
+    fleet: Fleet, report: Report, pool: str
+) -> None:
+    worker = fleet.start("one", pool=pool, concurrency=2)
+    assert fleet.results(fleet.enqueue_many(load, [(n, 0.0) for n in range(4)])) == [expected_load(n) for n in range(4)]
+    before = peak_memory(worker)
+    runs = fleet.enqueue_many(load, [(n, 0.05) for n in range(6)])
+    for poison in POISON.values():
+        fleet.client.redis.rpush("tools", poison())  # where messages are taken from
+    assert fleet.results(runs) == [expected_load(n) for n in range(6)]
+    eventually(lambda: len(letters(fleet)) == len(POISON), "all are kept aside")
+    grown = (peak_memory(worker) - before) / LARGE
+    eventually(lambda: not fleet.client.redis.zcard("unacked_index"), "all are acknowledged")
+    assert sum("only its first 65536 are kept" in reason for reason in letters(fleet)) == 2
+    assert not worker.has_died()
+    report(hits=len(POISON), verdict=fleet.check(), grown=grown)
+    assert grown < 3, f"its memory grew by {grown:.1f} times the largest message"
+
+
+@pytest.mark.scenario(25)
+@pytest.mark.timeout(90)
+def test_poison_whose_worker_dies_before_it_is_kept_aside_comes_back_and_is_kept_by_another(
+    fleet: Fleet, report: Report
+) -> None:
+    patience = {"PICKAXE_TEST_VISIBILITY": "2"}
+    victim = fleet.start("victim", environment=patience)
+    with psycopg.connect(fleet.plain_url) as holder:
+        holder.execute("LOCK TABLE pickaxe.dead_letter IN EXCLUSIVE MODE")
+        fleet.client.redis.rpush("tools", POISON["50 MB of nothing"]())
+        writing = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE %s"
+        eventually(lambda: fleet.query(writing, "INSERT INTO pickaxe.dead\\_letter%")[0][0], "it is about to be kept")
+        assert fleet.client.redis.zcard("unacked_index") == 1
+        victim.kill()
+        run = fleet.enqueue(sized, 1)
+        fleet.start("heir", environment=patience)
+        assert fleet.results([run]) == [2], "the queue goes on meanwhile"
+    eventually(lambda: letters(fleet), "it comes back, and is kept aside")
+    eventually(lambda: not fleet.client.redis.zcard("unacked_index"), "it is acknowledged")
+    report(hits=1, verdict=fleet.check(), kept=len(letters(fleet)))
+
+
+def letters(fleet: Fleet) -> list[str]:
+    """Why messages were kept aside."""
+    return [reason for (reason,) in fleet.query("SELECT reason FROM pickaxe.dead_letter ORDER BY id")]
+
+
+def peak_memory(worker: WorkerProcess) -> int:
+    """The most memory that the worker's main process has had so far, in bytes."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{worker.pid}/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
