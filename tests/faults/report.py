@@ -109,6 +109,7 @@ class Row:
     scenario: int
     test: str
     outcome: str = ""
+    reason: str = ""
     hits: int = 0
     verdict: Verdict = field(default_factory=Verdict)
     recovery: list[float] = field(default_factory=list)
@@ -139,9 +140,8 @@ class Report:
         name = SCENARIOS.get(scenario or 0, self._item.name)
         assert hits > 0, f"{name}: the fault did not hit: {figures}"
         for number in [scenario] if scenario is not None else scenarios_of(self._item):
-            self.rows.append(
-                Row(number, self._item.name, "", hits, verdict or Verdict(), [round(s, 3) for s in recovery], figures)
-            )
+            times, counts = [round(s, 3) for s in recovery], verdict or Verdict()
+            self.rows.append(Row(number, self._item.name, hits=hits, verdict=counts, recovery=times, figures=figures))
 
 
 def scenarios_of(item: pytest.Item) -> list[int]:
@@ -159,6 +159,8 @@ def attach(item: pytest.Item, report: pytest.TestReport, found: Report | None) -
         rows = [*rows, *(Row(number, item.name) for number in sorted(missing))]
     for row in rows:
         row.outcome = report.outcome
+        if report.skipped and isinstance(report.longrepr, tuple):
+            row.reason = report.longrepr[2].removeprefix("Skipped: ")
         report.user_properties.append(("fault", row.as_json()))
 
 
@@ -204,8 +206,14 @@ def lines(rows: Sequence[dict[str, Any]]) -> list[tuple[str, bool]]:
             for i, (cell, width) in enumerate(zip(line, widths, strict=False))
         )
         number = int(line[0][:2]) if line[0][:2].strip().isdigit() else 0
-        told.append((f"{text}  not built: {NOT_BUILT[number]}" if line[1:] == ("-",) else text, is_bad))
+        why = f"not built: {NOT_BUILT[number]}" if line[1:] == ("-",) else _skipped(by_scenario.get(number, ()))
+        told.append((f"{text}  {why}".rstrip(), is_bad))
     return told
+
+
+def _skipped(rows: Sequence[dict[str, Any]]) -> str:
+    reasons = [row["reason"] for row in rows if row["outcome"] == "skipped"]
+    return f"{len(reasons)} skipped: {'; '.join(dict.fromkeys(reasons))}" if reasons else ""
 
 
 def _line(number: int, rows: Sequence[dict[str, Any]]) -> tuple[tuple[str, ...], bool]:

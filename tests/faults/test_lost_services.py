@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
+import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from sqlalchemy import make_url
 
 from pickaxe.embedded import Services
 from pickaxe.errors import ServiceUnavailableError
+from pickaxe.store import Database, migrate
 from tests.faults.app import expected, expected_load, load, one_slow, program
 from tests.faults.audit import Barrier
+from tests.faults.disk import small_disk
 from tests.faults.fleet import Fleet, Moment, eventually, patiently
 from tests.faults.report import Report, Verdict
 
@@ -323,10 +329,10 @@ CREATE TRIGGER a_full BEFORE INSERT OR UPDATE ON pickaxe.run FOR EACH ROW EXECUT
 @pytest.mark.slow
 @pytest.mark.timeout(90)
 @pytest.mark.scenario(40)
-def test_a_postgres_whose_disk_is_full_for_a_while_holds_up_and_loses_nothing(
-    fleet: Fleet, report: Report, evidence: Callable[..., None]
+def test_a_postgres_that_refuses_writes_as_if_its_disk_were_full_holds_up_and_loses_nothing(
+    fleet: Fleet, report: Report
 ) -> None:
-    """Postgres itself goes on: whatever needs room fails with the error that it has for that."""
+    """For those who may not mount a disk: whatever needs room fails with the error that Postgres has for that."""
     more = fleet.enqueue(program, 2, answer=9)
     runs = under_load(fleet)
     moment = fleet.moment()
@@ -339,3 +345,85 @@ def test_a_postgres_whose_disk_is_full_for_a_while_holds_up_and_loses_nothing(
     verdict = finish(fleet, runs, more)
     hits = fleet.query("SELECT last_value FROM audit.refusals")[0][0]
     report(hits=hits, verdict=verdict, recovery=fleet.recovery(moment))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.scenario(40)
+def test_a_postgres_whose_tables_are_on_a_full_disk_holds_up_and_loses_nothing(
+    own_services: Services, tmp_path: Path, report: Report, request: pytest.FixtureRequest
+) -> None:
+    """Postgres itself goes on: whatever needs room fails."""
+    with small_disk(32) as disk:
+        url = on_disk(own_services, disk.place("tables", own_services.directory / "postgres"))
+        with Fleet(url, own_services.redis_url, tmp_path) as fleet:
+            request.node.fleet = fleet
+            more = fleet.enqueue(program, 2, answer=9)
+            runs = under_load(fleet)
+            fillers: list[Any] = []
+            with disk.full():
+                moment = fleet.moment()
+                with pytest.raises(ServiceUnavailableError, match="No space left on device"):
+                    enqueue_for_ever(fleet, fillers)
+                eventually(lambda: refused(own_services, "could not extend file") > 10, "many writes fail")
+            hits = refused(own_services, "could not extend file")
+            assert fleet.results(fillers) == [49] * len(fillers)
+            verdict = finish(fleet, runs, more)
+            report(hits=hits, verdict=verdict, recovery=fleet.recovery(moment), buried=buried(fleet))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.scenario(40)
+def test_a_postgres_that_ends_because_the_disk_of_its_journal_is_full_is_started_again_and_has_lost_nothing(
+    own_fleet: Fleet, own_services: Services, report: Report
+) -> None:
+    fleet, data = own_fleet, own_services.directory / "postgres"
+    with small_disk(160) as disk:
+        own_services.postgres.stop()
+        shutil.copytree(data / "pg_wal", journal := disk.place("journal", data), dirs_exist_ok=True)
+        for path in journal.rglob("*"):
+            os.chown(path, journal.stat().st_uid, journal.stat().st_gid)
+        shutil.rmtree(data / "pg_wal")
+        (data / "pg_wal").symlink_to(journal)
+        own_services.postgres.start()
+        more = fleet.enqueue(program, 2, answer=9)
+        runs = under_load(fleet)
+        with disk.full():
+            moment = fleet.moment()
+            eventually(lambda: is_out_of_journal(fleet, own_services), "the next piece of the journal has no room")
+        own_services.postgres.start()  # unless it has managed to do so by itself
+        verdict = finish(fleet, runs, more)
+        hits = refused(own_services, "No space left on device")
+        report(hits=hits, verdict=verdict, recovery=fleet.recovery(moment), buried=buried(fleet))
+        own_services.postgres.stop()
+
+
+def enqueue_for_ever(fleet: Fleet, taken: list[Any]) -> None:
+    """There is some room within the tables: until that is used up."""
+    while True:
+        taken += fleet.enqueue_many(one_slow, [(0.0,)] * 20)
+
+
+def on_disk(services: Services, place: Path) -> str:
+    """The URL of a database with Pickaxe's tables, all of them in this folder."""
+    with psycopg.connect(services.database_url, autocommit=True) as admin:
+        admin.execute(f"CREATE TABLESPACE small LOCATION '{place}'")
+        admin.execute("CREATE DATABASE small TABLESPACE small")
+    url = make_url(services.database_url).set(database="small").render_as_string(hide_password=False)
+    database = Database(url)
+    migrate(database)
+    database.close()
+    return url
+
+
+def refused(services: Services, words: str) -> int:
+    """How often Postgres has said this."""
+    return (services.directory / "postgres.log").read_text("utf-8", "replace").count(words)
+
+
+def is_out_of_journal(fleet: Fleet, services: Services) -> bool:
+    """Go on to the next piece of the journal; whether that has ended Postgres."""
+    with contextlib.suppress(psycopg.OperationalError):
+        fleet.query("SELECT pg_switch_wal()")
+    return refused(services, "PANIC") > 0

@@ -1,4 +1,4 @@
-"""Agents, tools, rows and messages that break what touches them: each ends or waits, visibly, and its neighbours go on."""
+"""What breaks whoever touches it, agents, tools, rows, messages: each ends or waits, visibly, and the rest goes on."""
 
 from __future__ import annotations
 
