@@ -35,6 +35,9 @@ class Settings(BaseSettings):
     )
     inline_for: float = Field(0.1, ge=0, description="how long one task may go on with the calls that follow")
     sticky: int = Field(256, ge=0, description="suspended agents a process keeps for their next arrival")
+    answer_within: float = Field(
+        30.0, gt=0, description="a database connection that is silent for this long is given up"
+    )
     pool_size: int = Field(10, ge=1, description="database connections a process keeps")
     quarantine_after: int = Field(
         2, ge=0, description="a step that killed so many workers in a row is set aside; 0: never"

@@ -61,7 +61,8 @@ class Client:
                 "PICKAXE_DATABASE_URL is not set: it says where the log is kept, such as "
                 "postgresql://user@host:5432/name. For a try-out, `pickaxe demo` brings its own."
             )
-        database = Database(self.settings.database_url.get_secret_value(), pool_size=self.settings.pool_size)
+        url = self.settings.database_url.get_secret_value()
+        database = Database(url, pool_size=self.settings.pool_size, answer_within=self.settings.answer_within)
         return Store(database, redispatch=self.settings.redispatch_after)
 
     @cached_property

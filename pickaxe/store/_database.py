@@ -20,6 +20,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from pickaxe.errors import ConfigurationError, PickaxeError, SchemaError, ServiceUnavailableError
+from pickaxe.store._connection import ANSWER_WITHIN, AnsweringConnection, NoAnswerError
 
 logger = logging.getLogger("pickaxe.store")
 
@@ -51,14 +52,18 @@ def sql(name: str) -> str:
 class Database:
     """One process's connections to Postgres.
 
-    `patience` is how long, in seconds, a statement is tried again while the database cannot be reached
-    (default 5); after that `ServiceUnavailableError`. Every statement of Pickaxe is guarded, so trying one
-    again whose outcome is unknown changes nothing twice.
+    `patience` is how long, in seconds, a statement that has failed is tried again while the database cannot be
+    reached (default 5); after that `ServiceUnavailableError`. A connection that has been silent for `answer_within`
+    seconds (default 30) is given up. Every statement of Pickaxe is guarded, so trying one again whose outcome is
+    unknown changes nothing twice.
     """
 
-    def __init__(self, url: str, *, pool_size: int = 10, patience: float = 5.0) -> None:
+    def __init__(
+        self, url: str, *, pool_size: int = 10, patience: float = 5.0, answer_within: float = ANSWER_WITHIN
+    ) -> None:
         self.url = _parse(url)
         self.patience = patience
+        self.answer_within = answer_within
         self._pool_size = pool_size
         self._engine: Engine | None = None
         self._tool_engine: Engine | None = None
@@ -85,7 +90,7 @@ class Database:
         return self._tool_engine
 
     def _connect(self, **options: Any) -> Engine:
-        return create_engine(
+        engine = create_engine(
             self.url,
             pool_size=self._pool_size,
             max_overflow=self._pool_size,
@@ -93,6 +98,13 @@ class Database:
             connect_args={"connect_timeout": 5, "application_name": "pickaxe", **_SILENCE},
             **options,
         )
+        event.listen(engine, "do_connect", self._open)
+        return engine
+
+    def _open(self, _dialect: Any, _record: Any, args: Any, options: Any) -> AnsweringConnection:
+        connection = AnsweringConnection.connect(*args, **options)
+        connection.answer_within = self.answer_within
+        return connection
 
     @staticmethod
     def _limit(connection: Any, _record: Any) -> None:
@@ -163,6 +175,8 @@ class Database:
             lost = connection.closed or not isinstance(error, psycopg.Error)
             if lost:
                 pooled.invalidate(error)
+            if isinstance(error, NoAnswerError):
+                self.engine.dispose()  # those that wait in the pool would not answer either, one after the other
             if not isinstance(error, psycopg.Error):
                 raise
             raise DBAPIError.instance(query, parameters, error, psycopg.Error, connection_invalidated=lost) from error
@@ -171,12 +185,13 @@ class Database:
 
     def patiently(self, attempt: Callable[[], T]) -> T:
         """What `attempt` returns, tried again while the database is away or the attempt conflicts."""
-        deadline = time.monotonic() + self.patience
-        pause = 0.02
+        deadline, pause = 0.0, 0.02
         while True:
             try:
                 return attempt()
             except DBAPIError as error:
+                # From the first failure on: some take longer than this to be noticed.
+                deadline = deadline or time.monotonic() + self.patience
                 self._may_try_again(error, deadline)
             except PoolTimeoutError as error:
                 raise ServiceUnavailableError(

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from pickaxe._states import StepState
 from pickaxe.errors import TransactionError
+from pickaxe.store._connection import AnsweringConnection
 from pickaxe.store._database import Database, native
 from pickaxe.store._runs import Settled
 
@@ -38,7 +39,8 @@ class ToolTransaction:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         driver: Any = connection.connection.driver_connection
-        self._driver: psycopg.Connection[Any] = driver
+        self._driver: AnsweringConnection = driver
+        self._answer_within = self._driver.answer_within
         self._session: Session | None = None
         self.violation: TransactionError | None = None
         self._given: Any = None
@@ -53,7 +55,11 @@ class ToolTransaction:
         return self._driver.closed
 
     def give(self, kind: type) -> Any:
-        """The connection, as the tool wants it: what would end its transaction raises `TransactionError`."""
+        """The connection, as the tool wants it: what would end its transaction raises `TransactionError`.
+
+        Its statements may take as long as they like.
+        """
+        self._driver.answer_within = None
         if issubclass(kind, Session):
             # Its own begin() and rollback() reach a savepoint, never the transaction.
             self._session = self._given = kind(bind=self._connection, join_transaction_mode="create_savepoint")
@@ -66,6 +72,7 @@ class ToolTransaction:
 
     def settle(self, run: uuid.UUID, key: str, *, attempt: int, owner: str, output: str, redispatch: float) -> Settled:
         """Record the result, in this transaction. Raises `TransactionError` if the tool ended or broke that."""
+        self._driver.answer_within = self._answer_within
         self._close_body()
         values = {
             "run": run, "key": key, "origin": [str(StepState.RUNNING)], "attempt": attempt, "owner": owner,
@@ -96,6 +103,7 @@ class ToolTransaction:
     def close(self) -> None:
         """Roll back what was not committed, and leave the connection as it was found."""
         self._over = True
+        self._driver.answer_within = self._answer_within
         try:
             self._clean()
         except psycopg.Error:

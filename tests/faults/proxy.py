@@ -187,6 +187,18 @@ class Proxy:
 
         return self._do(forget())
 
+    def mute(self) -> int:
+        """The connections there are are never answered again, though all that is sent to them arrives and is
+        acknowledged: a server that was stopped, or a proxy that has lost its own. New ones work."""
+
+        async def mute() -> int:
+            links = [link for link in self._links if not link.muted]
+            for link in links:
+                link.muted = True
+            return len(links)
+
+        return self._do(mute())
+
     def lose_reply(self, text: str, *, nth: int = 1, times: int = 1) -> None:
         """Of requests with this text, carry out the `nth` and lose its answer; so for `times` requests in all.
 
@@ -289,6 +301,7 @@ class Link:
     server: tuple[asyncio.StreamReader, asyncio.StreamWriter]
     task: asyncio.Task[Any]
     forgotten: bool = False
+    muted: bool = False
     trapped: bool = False
     ended: bool = False
     swallowed: bytes = b""
@@ -361,6 +374,9 @@ class Link:
             if arrival > loop.time():
                 await asyncio.sleep(arrival - loop.time())
             await self._gate(direction)
+            if direction == "down" and self.muted:
+                self.proxy.hits["unanswered"] += 1
+                continue
             if direction == "down" and self.trapped:
                 self._swallow(data)
                 continue

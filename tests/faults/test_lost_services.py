@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 import pytest
 from sqlalchemy import make_url
@@ -247,6 +248,47 @@ def test_backends_that_are_terminated_twenty_times_a_second_cost_no_run_and_bury
         verdict = finish(fleet, runs, more)
         report(hits=killed, verdict=verdict, recovery=fleet.recovery(moment), buried=buried(fleet))
         assert buried(fleet) == 0
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.scenario(20)
+@pytest.mark.parametrize("whole", [pytest.param(True, marks=pytest.mark.slow), False], ids=["server", "backends"])
+def test_a_postgres_that_is_frozen_and_still_acknowledges_is_given_up_until_it_answers(
+    own_services: Services, tmp_path: Path, report: Report, request: pytest.FixtureRequest, whole: bool
+) -> None:
+    """Its machine's network goes on without it: all of it, or only the sessions that workers have."""
+    with Fleet(
+        own_services.database_url, own_services.redis_url, tmp_path, settings={"PICKAXE_ANSWER_WITHIN": "2"}
+    ) as fleet:
+        request.node.fleet = fleet
+        more = fleet.enqueue(program, 2, answer=9)
+        runs = under_load(fleet)
+        moment = fleet.moment()
+        with frozen(own_services, fleet, whole=whole) as processes:
+            said = "Postgres did not answer within 2 s"
+            eventually(lambda: all(w.has_said(said) for w in fleet.workers), "each worker gives its connections up")
+        verdict = finish(fleet, runs, more)
+        report(hits=len(processes), verdict=verdict, recovery=fleet.recovery(moment), buried=buried(fleet))
+
+
+@contextlib.contextmanager
+def frozen(services: Services, fleet: Fleet, *, whole: bool) -> Iterator[list[psutil.Process]]:
+    """The processes of Postgres, all of them, or those that serve the fleet's workers, stand still."""
+    mine = fleet.query("SELECT pid FROM pg_stat_activity WHERE application_name = 'pickaxe'")
+    processes = [psutil.Process(services.postgres.pid)]
+    processes[0].suspend()  # first, so that there are no new ones
+    processes += [child for child in processes[0].children() if whole or (child.pid,) in mine]
+    try:
+        if not whole:
+            processes.pop(0).resume()
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):  # it was just about to end
+                process.suspend()
+        yield processes
+    finally:
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
 
 
 @contextlib.contextmanager

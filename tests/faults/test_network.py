@@ -31,10 +31,11 @@ class Far:
     runs: list[Any]
     more: Any
 
-    def start(self) -> None:
+    def start(self, **more: str) -> None:
+        """`more` are variables of the far worker."""
         fleet, url = self.fleet, {name: proxy.url for name, proxy in self.proxies.items()}
         names = {"postgres": "PICKAXE_DATABASE_URL", "redis": "PICKAXE_REDIS_URL"}
-        environment = {names[name]: value for name, value in url.items()}
+        environment = {names[name]: value for name, value in url.items()} | more
         self.far = fleet.start("far", pool="threads", concurrency=4, environment=environment)
         self.near = fleet.start("near", pool="threads", concurrency=4)
         self.more = fleet.enqueue(program, 2, answer=9)
@@ -164,3 +165,20 @@ def test_half_open_connections_are_noticed_and_replaced(
         proxy.forget()
     verdict = world.finish()
     report(hits=hits(world, "forgotten"), verdict=verdict, recovery=world.fleet.recovery(moment))
+
+
+@pytest.mark.parametrize(
+    "targets", [TARGETS[0], *(pytest.param(t, marks=pytest.mark.slow) for t in TARGETS[1:])], ids="+".join
+)
+def test_connections_that_acknowledge_everything_and_never_answer_are_given_up_and_replaced(
+    far: Callable[..., Far], report: Report, targets: tuple[str, ...]
+) -> None:
+    """TCP finds nothing wrong with them."""
+    world = far(*targets)
+    world.start(PICKAXE_ANSWER_WITHIN="3")
+    moment = world.fleet.moment(pid=world.far.pid)
+    assert all(proxy.mute() for proxy in world.proxies.values())
+    verdict = world.finish()
+    if "postgres" in targets:
+        assert world.far.has_said("Postgres did not answer within 3 s")
+    report(hits=hits(world, "unanswered"), verdict=verdict, recovery=world.fleet.recovery(moment))

@@ -66,6 +66,16 @@ def test_a_blackhole_tells_nobody_and_what_was_held_comes_when_it_is_healed(to_r
             assert time.monotonic() < deadline
 
 
+def test_a_muted_connection_has_its_commands_carried_out_and_never_hears_of_it_and_new_ones_do(to_redis: Proxy) -> None:
+    with client(to_redis) as one, client(to_redis) as two:
+        one.ping()
+        assert to_redis.mute() == 1
+        with pytest.raises(redis.TimeoutError):
+            one.set("key", "1")
+        assert two.get("key") == b"1"
+        assert to_redis.hits["unanswered"]
+
+
 def test_one_direction_alone_can_be_silent(to_redis: Proxy) -> None:
     with client(to_redis) as one:
         one.set("key", "0")
