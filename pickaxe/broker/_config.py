@@ -124,7 +124,7 @@ def _transport_options(broker_url: str, priority_steps: Sequence[int]) -> dict[s
         "socket_timeout": SOCKET_TIMEOUT,
         "socket_connect_timeout": SOCKET_TIMEOUT,
         "socket_keepalive": True,
-        "health_check_interval": 10,
+        "health_check_interval": 5,
         "priority_steps": steps,
         "queue_order_strategy": "round_robin",
         # For a publisher's first connection, which would otherwise try for seconds; consumers have their own.
