@@ -1,0 +1,358 @@
+"""The same faults for Pickaxe and its peers: `python -m tests.faults.peers --venvs FOLDER` writes benchmarks/FAULTS.md.
+
+FOLDER has an environment for each peer, `dbos` and `absurd`, as the peer harness has; without it there is only Pickaxe.
+All that is told comes from a ledger that the bodies of steps and runs write, never from what a peer says of itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psycopg
+import redis
+
+from pickaxe.embedded import Services
+
+HERE, TARGET = Path(__file__).parent, Path(__file__).parents[3] / "benchmarks" / "FAULTS.md"
+PATIENCE = 60.0
+PACKAGES = {"pickaxe": "pickaxe", "dbos": "dbos", "absurd": "absurd-sdk"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    word: str
+    run: str
+    step: int
+    pid: int
+    at: float
+
+
+@dataclass
+class Outcome:
+    """What came of a scenario: None where it says nothing."""
+
+    hits: int = 0
+    lost: int = 0
+    doubled: int = 0
+    again: int = 0
+    recovery: list[float] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+
+class Peer:
+    """One library: its programs, over a database of its own."""
+
+    def __init__(self, name: str, python: Path | str, services: Services, folder: Path) -> None:
+        self.name, self._python, self.services = name, str(python), services
+        self.database = f"{name}_{int(time.time() * 1000)}"
+        with psycopg.connect(services.database_url, autocommit=True) as admin:
+            admin.execute(f"CREATE DATABASE {self.database}")
+        redis.Redis.from_url(services.redis_url).flushall()
+        self.url = services.database_url.rpartition("/")[0] + f"/{self.database}"
+        self._folder, self._ledger = folder, folder / f"{self.database}.ledger"
+        self._ledger.touch()
+        self.workers: dict[str, subprocess.Popen[bytes]] = {}
+        self.exits = 0
+        self._start("setup").wait(60)
+        self._client = self._start("client", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def _start(self, program: str, worker: str = "", **pipes: int) -> subprocess.Popen[bytes]:
+        root = str(HERE.parents[2])
+        told = {"DATABASE": self.url, "REDIS": self.services.redis_url, "LEDGER": str(self._ledger)}
+        environment = {**os.environ, **{f"FAULTS_{name}": value for name, value in told.items()}}
+        environment |= {"FAULTS_WORKER": worker} if worker else {}
+        environment |= {"PYTHONPATH": root} if self.name == "pickaxe" else {}
+        with (self._folder / f"{self.database}.{program}{worker}.log").open("ab") as log:
+            options = {"stdout": log, **pipes}
+            script = HERE / f"peer_{self.name}.py"
+            return subprocess.Popen(
+                [self._python, str(script), program], cwd=root, env=environment, stderr=log, start_new_session=True, **options  # type: ignore[call-overload]
+            )  # fmt: skip
+
+    def worker(self, *names: str) -> None:
+        """Start workers, and have one of each name at least start a step."""
+        for name in names:
+            self.workers[name] = self._start("worker", name)
+
+    def kill(self, name: str) -> int:
+        process = self.workers[name]
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return process.pid
+
+    def supervise(self) -> None:
+        """Start again whatever has ended by itself, as an init system would."""
+        for name, process in list(self.workers.items()):
+            if process.poll() is not None:
+                self.exits += 1
+                self.worker(name)
+
+    def enqueue(self, count: int, *, steps: int = 3, seconds: float = 1.0, kind: str = "work") -> list[str]:
+        runs = [f"{kind}-{time.monotonic_ns()}-{number}" for number in range(count)]
+        for run in runs:
+            self._tell(what="start", kind=kind, run=run, steps=steps, seconds=seconds)
+        return runs
+
+    def signal(self, run: str) -> None:
+        self._tell(what="signal", run=run)
+
+    def _tell(self, **words: object) -> None:
+        stdin, stdout = self._client.stdin, self._client.stdout
+        assert stdin is not None
+        assert stdout is not None
+        stdin.write(json.dumps(words).encode() + b"\n")
+        stdin.flush()
+        while not (line := stdout.readline()).startswith(b'{"error"'):
+            assert line, f"the client of {self.name} has ended"
+        if error := json.loads(line)["error"]:
+            raise RuntimeError(f"{self.name}: {error}")
+
+    def entries(self, *words: str) -> list[Entry]:
+        lines = [line.split() for line in self._ledger.read_text().splitlines()]
+        found = [Entry(word, run, int(step), int(pid), float(at)) for word, run, step, pid, at in lines]
+        return [entry for entry in found if not words or entry.word in words]
+
+    def running(self, name: str) -> list[Entry]:
+        """The bodies that a worker is in."""
+        pid = self.workers[name].pid
+        ended = {(e.run, e.step) for e in self.entries("end") if e.pid == pid}
+        return [e for e in self.entries("start") if e.pid == pid and (e.run, e.step) not in ended]
+
+    def busiest(self) -> str:
+        """The worker that is in the most bodies, once one is in any."""
+        assert until(lambda: any(self.running(name) for name in self.workers)), "no worker works"
+        return max(self.workers, key=lambda name: len(self.running(name)))
+
+    def unfinished(self, runs: list[str]) -> set[str]:
+        return set(runs) - {e.run for e in self.entries("done")}
+
+    def judge(self, runs: list[str], within: float = PATIENCE, *, hits: int = 1) -> Outcome:
+        """Wait for all of them, and count."""
+        until(lambda: self.supervise() or not self.unfinished(runs), within)
+        starts, ends = self.entries("start"), self.entries("end")
+        found = Outcome(hits, lost=len(self.unfinished(runs)))
+        found.again = len(starts) - len({(e.run, e.step) for e in starts})
+        found.doubled = len(ends) - len({(e.run, e.step) for e in ends})
+        if self.exits:
+            found.remarks.append(f"{self.exits} workers ended and were started again")
+        return found
+
+    def restarted(self, hit: list[Entry], since: float) -> list[float]:
+        """How long after `since` each of these bodies was begun again."""
+        again = {(e.run, e.step): e.at for e in reversed(self.entries("start")) if e.at > since}
+        return [again[e.run, e.step] - since for e in hit if (e.run, e.step) in again]
+
+    def close(self) -> None:
+        for process in [*self.workers.values(), self._client]:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def until(check: Callable[[], object], within: float = PATIENCE) -> bool:
+    deadline = time.monotonic() + within
+    while not check():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def killed(peer: Peer, chance: random.Random) -> Outcome:
+    """A worker is killed in the middle of its steps and started again at once, under its name; five times."""
+    peer.worker("a", "b")
+    runs, recovery, hits = [], [], 0
+    for _ in range(5):
+        runs += (batch := peer.enqueue(6))
+        name = peer.busiest()
+        time.sleep(chance.uniform(0, 0.8))  # the moment of the fault
+        hit, since = peer.running(name), time.monotonic()
+        peer.kill(name)
+        peer.worker(name)
+        until(lambda: not peer.unfinished(batch))
+        recovery += peer.restarted(hit, since)
+        hits += len(hit)
+    found = peer.judge(runs, 1, hits=hits)
+    found.recovery = recovery
+    return found
+
+
+def abandoned(peer: Peer, _: random.Random) -> Outcome:
+    """A worker is killed and never comes back; another is there."""
+    peer.worker("a", "b")
+    runs = peer.enqueue(8)
+    name = peer.busiest()
+    hit, since = peer.running(name), time.monotonic()
+    peer.kill(name)
+    del peer.workers[name]
+    found = peer.judge(runs, 40, hits=len(hit))
+    found.recovery = peer.restarted(hit, since)
+    return found
+
+
+def zombie(peer: Peer, _: random.Random) -> Outcome:
+    """A worker is frozen in a step; its heir takes over and is in the next step when it wakes up."""
+    peer.worker("a")
+    [run] = runs = peer.enqueue(1, steps=4, seconds=2.0)
+    peer.busiest()
+    old, since = peer.workers["a"], time.monotonic()
+    hit = peer.running("a")
+    os.killpg(old.pid, signal.SIGSTOP)
+    peer.worker("a")
+    heir = peer.workers["a"].pid
+    taken = until(lambda: any(e.pid == heir and e.step == 1 for e in peer.entries("start")))
+    woken = time.monotonic()
+    os.killpg(old.pid, signal.SIGCONT)
+    found = peer.judge(runs)
+    until(lambda: any(e.pid == old.pid and e.word == "end" for e in peer.entries()), 10)
+    time.sleep(5)  # what it would begin, it begins now
+    more = [e for e in peer.entries("start") if e.pid == old.pid and e.at > woken and e.run == run]
+    found = peer.judge(runs)
+    found.recovery = peer.restarted(hit, since)
+    told = f"it ran {len(more)} more steps of the run" if more else "it ran nothing more of the run"
+    found.remarks.insert(0, told if taken else "nobody took over")
+    os.killpg(old.pid, signal.SIGKILL)
+    return found
+
+
+def restarts(peer: Peer, _: random.Random) -> Outcome:
+    """Postgres crashes three times under load."""
+    return _disturbed(peer, 3, 1.5, lambda: peer.services.postgres.restart("immediate"))
+
+
+def cuts(peer: Peer, _: random.Random) -> Outcome:
+    """All connections of the peer's workers are cut ten times."""
+    return _disturbed(peer, 10, 0.5, lambda: _cut(peer))
+
+
+def _disturbed(peer: Peer, times: int, pause: float, disturb: Callable[[], object]) -> Outcome:
+    peer.worker("a", "b")
+    runs = peer.enqueue(40, steps=4, seconds=0.5)
+    peer.busiest()
+    for _ in range(times):
+        disturb()
+        deadline = time.monotonic() + pause  # the rhythm of the fault
+        until(lambda: peer.supervise() or time.monotonic() > deadline)  # noqa: B023
+    since = time.monotonic()
+    found = peer.judge(runs, hits=times)
+    last = max((e.at for e in peer.entries("done")), default=since)
+    found.remarks.append(f"all over {last - since:.0f} s after the last" if not found.lost else "")
+    return found
+
+
+def _cut(peer: Peer) -> None:
+    with psycopg.connect(peer.services.database_url, autocommit=True) as admin:
+        admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [peer.database])
+
+
+def two_recoverers(peer: Peer, _: random.Random) -> Outcome:
+    """A worker is killed, and two are started in its place at the same moment, both under its name."""
+    peer.worker("a")
+    runs = peer.enqueue(6)
+    assert until(lambda: len(peer.running("a")) >= 2)
+    hit, since = peer.running("a"), time.monotonic()
+    peer.kill("a")
+    second = peer._start("worker", "a")
+    peer.worker("a")
+    peer.workers["b"] = second
+    found = peer.judge(runs, hits=len(hit))
+    found.recovery = peer.restarted(hit, since)
+    return found
+
+
+def races(peer: Peer, chance: random.Random) -> Outcome:
+    """Signals are sent at the instant at which the wait for them times out."""
+    peer.worker("a", "b")
+    runs, told = peer.enqueue(60, kind="wait", seconds=3.0), set()
+    while len(told) < len(runs) and any(p.poll() is None for p in peer.workers.values()):
+        for run, at in {e.run: e.at for e in reversed(peer.entries("asks"))}.items():
+            if run not in told and time.monotonic() > at + 2.98 + chance.gauss(0, 0.04):
+                told.add(run)
+                peer.signal(run)
+        time.sleep(0.002)
+    found = peer.judge(runs)
+    words = {word: len({e.run for e in peer.entries(word)}) for word in ("in", "late", "never")}
+    found.hits = min(words["in"], words["late"])
+    found.lost += words["never"]
+    found.remarks.insert(0, f"{words['in']} in time, {words['late']} late")
+    return found
+
+
+SCENARIOS = (killed, abandoned, zombie, restarts, cuts, two_recoverers, races)
+HEAD = """| | hit | lost | ended twice | begun again | p50 s | max s | |
+|---|---|---|---|---|---|---|---|"""
+TEXT = """# The same faults, beside other libraries
+
+Written by `python -m tests.faults.peers`, which says what is done; {versions}. One machine, {cores} cores, seed {seed}; PostgreSQL 18 with
+fsync, loopback. Two workers of eight slots (DBOS: 64), which poll every 0.1 s, or else the defaults. Absurd's claims last 5 s (by default 120).
+A worker that ends by itself is started again at once, as an init system would.
+
+*hit*: bodies, crashes or cuts that the fault hit (for the races, the rarer outcome). *lost*: runs that had not ended after {patience:g} s.
+*ended twice*: bodies of steps that came to their end a second time. *begun again*: bodies that ran again, as those that were cut short must.
+*p50*, *max*: from the fault until a body it had cut short was begun again. DBOS recovers an executor's workflows when one of the same name
+starts; without its Conductor nobody else does. For the zombie, its heir was given its name.
+"""
+
+
+def play(scenario: Callable[[Peer, random.Random], Outcome], name: str, python: Path | str, seed: int) -> str:
+    """One peer in one scenario: a row."""
+    with Services.start() as services, tempfile.TemporaryDirectory() as folder:
+        peer = Peer(name, python, services, Path(folder))
+        try:
+            found = scenario(peer, random.Random(seed))
+        except AssertionError:
+            for log in Path(folder).glob("*.log"):
+                print(log.name, log.read_text()[-2000:], file=sys.stderr)
+            raise
+        finally:
+            peer.close()
+    times = found.recovery
+    spread = (f"{statistics.median(times):.1f}", f"{max(times):.1f}") if times else ("", "")
+    counts = (found.hits, found.lost, found.doubled, found.again, *spread, "; ".join(filter(None, found.remarks)))
+    return f"| {name} | {' | '.join(map(str, counts))} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--venvs", type=Path, help="the folder with the peers' environments")
+    parser.add_argument("--only", help="a scenario, whose rows are printed and not written")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    pythons: dict[str, Path | str] = {"pickaxe": sys.executable}
+    pythons |= {
+        name: options.venvs / name / "bin" / "python" for name in os.environ.get("XP","dbos absurd").split() if options.venvs and name != "pickaxe"
+    }
+    lines = []
+    for scenario in SCENARIOS:
+        lines += ["", f"**{(scenario.__doc__ or '').rstrip('.')}**", "", HEAD]
+        for name, python in pythons.items():
+            if options.only in (None, scenario.__name__):
+                lines.append(play(scenario, name, python, options.seed))
+                print(scenario.__name__, lines[-1], flush=True)
+    if options.only is None:
+        versions = ", ".join(_version(name, python) for name, python in pythons.items())
+        head = TEXT.format(versions=versions, cores=os.cpu_count(), seed=options.seed, patience=PATIENCE)
+        TARGET.write_text("\n".join([head.rstrip(), *lines, ""]))
+
+
+def _version(name: str, python: Path | str) -> str:
+    code = f"import importlib.metadata as m; print(m.version({PACKAGES[name]!r}))"
+    return (
+        f"{name} {subprocess.run([str(python), '-c', code], capture_output=True, text=True, check=True).stdout.strip()}"
+    )
+
+
+if __name__ == "__main__":
+    main()
