@@ -1,6 +1,6 @@
 """DBOS Transact: workflows on a queue, each step a `@DBOS.step`.
 
-Without its paid Conductor, the workflows of an executor are recovered by the executor of the same name, when that starts.
+Without its Conductor, an executor's workflows are recovered by the executor of the same name, when that starts.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def setup():
     dbos = app()
     dbos.listen_queues(["nothing"])
     dbos.launch()
-    dbos.register_queue("runs", worker_concurrency=64, polling_interval_sec=0.1)
+    dbos.register_queue("runs", worker_concurrency=8, polling_interval_sec=0.1)
     os._exit(0)
 
 
