@@ -49,7 +49,7 @@ def tool_message(step: StepDue) -> Message:
 
 def publish_run(engine: Engine, run: uuid.UUID) -> None:
     """Publish a run that was woken."""
-    row = engine.store.load_run(run)
+    row = engine.store.route(run)
     if row is not None:
         publish(engine, [agent_message(row.id, row.agent, row.queue, row.priority, row.root, row.wake)])
 
