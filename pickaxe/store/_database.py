@@ -72,7 +72,7 @@ class Database:
             with self._lock:
                 if self._engine is None:
                     self._engine = self._connect(isolation_level="AUTOCOMMIT", skip_autocommit_rollback=True)
-                    event.listen(self._engine, "connect", self._limit)
+                    event.listen(self._engine, "connect", self._settle_in)
         return self._engine
 
     @property
@@ -95,9 +95,14 @@ class Database:
         )
 
     @staticmethod
-    def _limit(connection: Any, _record: Any) -> None:
+    def _settle_in(connection: psycopg.Connection[Any], _record: Any) -> None:
+        # Every statement finds its rows by a key or a small index: one plan fits all values, and is made once.
+        connection.prepare_threshold = 1
         # A process that is frozen within a transaction must not hold its rows, and so the sweeper, for ever.
-        connection.execute(f"SET idle_in_transaction_session_timeout = {int(LONGEST_IDLE * 1000)}")
+        connection.execute(
+            "SELECT set_config('plan_cache_mode', 'force_generic_plan', false), "
+            f"set_config('idle_in_transaction_session_timeout', '{LONGEST_IDLE:g}s', false)"
+        )
 
     def forked(self) -> None:
         """Forget the parent's connections, which belong to the parent."""

@@ -227,21 +227,26 @@ class RunStore:
 
     def commit(self, run: RunRow, **values: Any) -> Commit:
         """Commit a reduction, if nothing has moved since `run` was loaded."""
-        row = self.database.one(
-            "commit", run=run.id, epoch=run.epoch, head=run.head, wake=run.wake,
-            redispatch=self.redispatch, **values,
-        )  # fmt: skip
-        return _commit(row)
+        return _commit(self.database.one("commit", **self._reduction(run, **values)))
 
     def advance(self, run: RunRow, outcome: Outcome, **values: Any) -> tuple[Settled, Commit]:
         """Record an outcome, and in the same statement the reduction that has seen it, if nothing else has moved."""
         claim = outcome.claim
         row = self.database.one(
-            "advance", run=run.id, epoch=run.epoch, head=run.head, wake=run.wake, redispatch=self.redispatch,
-            key=claim.key, attempt=claim.attempt, step_owner=outcome.owner, outcome=str(outcome.state),
-            step_output=outcome.output, step_error=outcome.error, at=outcome.at, **values,
+            "advance", key=claim.key, attempt=claim.attempt, step_owner=outcome.owner, outcome=str(outcome.state),
+            step_output=outcome.output, step_error=outcome.error, at=outcome.at, **self._reduction(run, **values),
         )  # fmt: skip
         return Settled(row.accepted, row.woken, row.seq, row.step_released), _commit(row)
+
+    def _reduction(
+        self, run: RunRow, *, cancels: Sequence[str], settled: Sequence[tuple[str, int]], carried: Sequence[int],
+        **values: Any,
+    ) -> dict[str, Any]:  # fmt: skip
+        return {
+            "run": run.id, "epoch": run.epoch, "head": run.head, "wake": run.wake, "redispatch": self.redispatch,
+            "cancels": _array(cancels), "settled_keys": _array([key for key, _ in settled]),
+            "settled_seqs": _array([seq for _, seq in settled]), "carried": _array(carried), **values,
+        }  # fmt: skip
 
     def claim(
         self, run: uuid.UUID, key: str, attempt: int, owner: str, *,
@@ -332,6 +337,11 @@ class RunStore:
 
     def _did(self, name: str, /, **values: Any) -> bool:
         return self.database.row(name, **values) is not None
+
+
+def _array(values: Sequence[Any]) -> list[Any] | str:
+    # Nearly always empty, and then a literal, for the driver looks for the type of a list anew each time.
+    return list(values) or "{}"
 
 
 def _run_row(row: Row[Any], read: float) -> RunRow:

@@ -68,7 +68,7 @@ def commit(store: Store, run: Any, steps: list[dict[str, Any]], state: str = "wa
     values: dict[str, Any] = {
         "state": state, "new_head": run.head, "output": None, "error": None, "reason": None, "published": None,
         "started": run.now, "owner": "committer", "steps": _values.dump(steps) if steps else None, "children": None,
-        "cancels": [], "settled_keys": [], "settled_seqs": [], "carried": [],
+        "cancels": [], "settled": [], "carried": [],
     }  # fmt: skip
     return store.commit(run, **{**values, **more})
 

@@ -49,7 +49,7 @@ class Case:
         values: dict[str, Any] = {
             "state": "waiting", "new_head": 0, "output": None, "error": None, "reason": None, "published": None,
             "started": loaded.now, "owner": "", "steps": _values.dump(rows), "children": None, "cancels": [],
-            "settled_keys": [], "settled_seqs": [], "carried": [],
+            "settled": [], "carried": [],
         }  # fmt: skip
         assert store.commit(loaded, **values).committed
 
