@@ -91,7 +91,8 @@ class Client:
             if url is None:
                 raise ConfigurationError("PICKAXE_REDIS_URL is not set: it is the broker, such as redis://host:6379/0")
             self._app = BrokerApp("pickaxe-client", url.get_secret_value(), None, None)
-        return Publisher(self._app)
+        url = self.settings.redis_url
+        return Publisher(self._app, redis_url=None if url is None else url.get_secret_value())
 
     @cached_property
     def engine(self) -> Engine:
