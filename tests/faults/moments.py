@@ -75,9 +75,9 @@ class Moments:
         _work.reduce(self.engine, uuid.UUID(run.id))
 
     def row(self, run: Run[Any]) -> RunRow:
-        row = self.store.load_run(uuid.UUID(run.id))
-        assert row is not None
-        return row
+        found = self.store.load(uuid.UUID(run.id))
+        assert found is not None
+        return found.row
 
     def fire(self) -> int:
         """What the sweeper does about timers that are due. Returns how many runs it woke."""
