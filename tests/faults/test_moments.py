@@ -23,10 +23,9 @@ from tests.faults.fleet import Fleet
 from tests.faults.moments import ROUNDS, Moments, adds_two, hears, hears_two
 from tests.faults.report import Report
 
-TIMES = [
-    pytest.param(100, id="100"),
-    pytest.param(10_000, id="10000", marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
-]
+SLOW = [pytest.mark.slow, pytest.mark.timeout(1800)]
+TIMES = [pytest.param(100, id="100"), pytest.param(10_000, id="10000", marks=SLOW)]
+FEWER = [pytest.param(100, id="100"), pytest.param(1_000, id="1000", marks=SLOW)]
 PARK, SIGNAL, FIRE = "commit_reduction", "send_signal", "pickaxe.settle"
 """Words of the statements that park a run, send it a signal, and fire its timer."""
 
@@ -166,7 +165,7 @@ def test_a_signal_and_a_time_out_that_both_wait_for_a_run_being_parked_count_in_
 
 
 @pytest.mark.scenario(23)
-@pytest.mark.parametrize("times", TIMES)
+@pytest.mark.parametrize("times", FEWER)
 def test_the_last_two_children_that_end_in_lockstep_wake_their_parent_once(
     moments: Moments, report: Report, times: int
 ) -> None:
@@ -195,7 +194,7 @@ def two_parked(moments: Moments) -> tuple[Run[Any], list[Run[Any]]]:
 
 
 @pytest.mark.scenario(23)
-@pytest.mark.parametrize("times", TIMES)
+@pytest.mark.parametrize("times", FEWER)
 def test_the_last_two_calls_that_end_in_lockstep_wake_their_run_once(
     moments: Moments, report: Report, times: int
 ) -> None:
@@ -226,7 +225,7 @@ def settle(moments: Moments, run: Run[Any], key: str) -> Any:
 
 
 @pytest.mark.scenario(23)
-@pytest.mark.parametrize("times", TIMES)
+@pytest.mark.parametrize("times", FEWER)
 @pytest.mark.parametrize("force", [True, False], ids=["forced", "told"])
 @pytest.mark.parametrize("cancel_first", [True, False], ids=["cancel first", "end first"])
 def test_a_child_that_ends_while_it_is_cancelled_ends_one_way_and_its_parent_hears_of_that_once(
@@ -250,7 +249,7 @@ def test_a_child_that_ends_while_it_is_cancelled_ends_one_way_and_its_parent_hea
 
 
 @pytest.mark.scenario(23)
-@pytest.mark.parametrize("times", TIMES)
+@pytest.mark.parametrize("times", FEWER)
 @pytest.mark.parametrize("cancelled", [True, False], ids=["cancel first", "end first"])
 def test_a_child_that_ends_while_its_parent_is_cancelled_changes_nothing_for_that(
     moments: Moments, report: Report, cancelled: bool, times: int
