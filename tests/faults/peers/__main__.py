@@ -80,23 +80,21 @@ class Peer:
             known: dict[str, Any] = {"stdout": log, "stderr": log, **pipes}
             return subprocess.Popen(command, cwd=root, env=environment, start_new_session=True, **known)
 
-    def worker(self, *names: str) -> None:
-        """Start workers."""
+    def worker(self, *names: str, key: str | None = None) -> None:
+        """Start workers; `key` is what one is called here, if there is another of its name."""
         for name in names:
-            self.workers[name] = self._start("worker", name)
+            self.workers[key or name] = self._start("worker", name)
 
-    def kill(self, name: str) -> int:
-        process = self.workers[name]
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        return process.pid
+    def kill(self, name: str) -> None:
+        os.killpg(self.workers[name].pid, signal.SIGKILL)
+        self.workers[name].wait()
 
     def supervise(self) -> None:
         """Start again whatever has ended by itself, as an init system would."""
         for name, process in list(self.workers.items()):
             if process.poll() is not None:
                 self.exits += 1
-                self.worker(name)
+                self.worker(name.rstrip("'"), key=name)
 
     def enqueue(self, count: int, *, steps: int = 3, seconds: float = 1.0, kind: str = "work") -> list[str]:
         runs = [f"{kind}-{time.monotonic_ns()}-{number}" for number in range(count)]
@@ -171,34 +169,36 @@ def until(check: Callable[[], object], within: float = PATIENCE) -> bool:
 
 def killed(peer: Peer, chance: random.Random) -> Outcome:
     """A worker is killed in the middle of its steps and started again at once, under its name; five times."""
+    return _killed(peer, chance, heirs=1, rounds=5)
+
+
+def abandoned(peer: Peer, chance: random.Random) -> Outcome:
+    """A worker is killed and never comes back; another is there."""
+    return _killed(peer, chance, heirs=0)
+
+
+def two_recoverers(peer: Peer, chance: random.Random) -> Outcome:
+    """A worker is killed, and two are started in its place at the same moment, both under its name."""
+    return _killed(peer, chance, heirs=2)
+
+
+def _killed(peer: Peer, chance: random.Random, *, heirs: int, rounds: int = 1) -> Outcome:
     peer.worker("a", "b")
     runs, recovery, hits = [], [], 0
-    for _ in range(5):
-        runs += (batch := peer.enqueue(6))
+    for _ in range(rounds):
+        runs += (batch := peer.enqueue(8))
         name = peer.busiest()
-        time.sleep(chance.uniform(0, 0.8))  # the moment of the fault
+        time.sleep(chance.uniform(0.2, 0.8))  # the moment of the fault
         hit, since = peer.running(name), time.monotonic()
         peer.kill(name)
-        peer.worker(name)
-        until(lambda: not peer.unfinished(batch))
+        del peer.workers[name]
+        for number in range(heirs):
+            peer.worker(name, key=name + "'" * number)
+        until(lambda: not peer.unfinished(batch), PATIENCE if heirs else 40)
         recovery += peer.restarted(hit, since)
         hits += len(hit)
     found = peer.judge(runs, 1, hits=hits)
     found.recovery = recovery
-    return found
-
-
-def abandoned(peer: Peer, _: random.Random) -> Outcome:
-    """A worker is killed and never comes back; another is there."""
-    peer.worker("a", "b")
-    runs = peer.enqueue(8)
-    name = peer.busiest()
-    time.sleep(0.5)  # so that it has whatever it takes at once
-    hit, since = peer.running(name), time.monotonic()
-    peer.kill(name)
-    del peer.workers[name]
-    found = peer.judge(runs, 40, hits=len(hit))
-    found.recovery = peer.restarted(hit, since)
     return found
 
 
@@ -261,21 +261,6 @@ def _disturbed(peer: Peer, times: int, pause: float, disturb: Callable[[], objec
 def _cut(peer: Peer) -> None:
     with psycopg.connect(peer.services.database_url, autocommit=True) as admin:
         admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [peer.database])
-
-
-def two_recoverers(peer: Peer, _: random.Random) -> Outcome:
-    """A worker is killed, and two are started in its place at the same moment, both under its name."""
-    peer.worker("a")
-    runs = peer.enqueue(6)
-    assert until(lambda: len(peer.running("a")) >= 6), "it works"
-    hit, since = peer.running("a"), time.monotonic()
-    peer.kill("a")
-    second = peer._start("worker", "a")
-    peer.worker("a")
-    peer.workers["b"] = second
-    found = peer.judge(runs, hits=len(hit))
-    found.recovery = peer.restarted(hit, since)
-    return found
 
 
 def races(peer: Peer, chance: random.Random) -> Outcome:
