@@ -193,7 +193,9 @@ def is_cut_short(fleet: Fleet, entry: Entry) -> bool:
 @pytest.mark.scenario(19)
 def test_messages_that_a_killed_worker_had_taken_and_not_begun_are_sent_again(fleet: Fleet, report: Report) -> None:
     runs = fleet.enqueue_many(one_slow, [(0.3,) for _ in range(12)])
-    victim = fleet.start("victim", pool="prefork", concurrency=2, environment={"PICKAXE_TEST_PREFETCH": "4"})
+    # Each call is a message of its own, and is taken before it is begun.
+    environment = {"PICKAXE_TEST_PREFETCH": "4", "PICKAXE_CONTINUATION": "plain"}
+    victim = fleet.start("victim", pool="prefork", concurrency=2, environment=environment)
     eventually(lambda: len(fleet.running(victim.pid) or fleet.running()) >= 2, "bodies run")
     eventually(lambda: len(received(victim) - begun(fleet)) >= 2, "more is taken than begun")
     moment = fleet.moment()
