@@ -14,7 +14,7 @@ from pickaxe import _values
 from pickaxe._durations import humanise
 from pickaxe._effects import Effect
 from pickaxe._states import RunState, StepKind, StepState
-from pickaxe.cli._text import one_line, safe, short, shown_value
+from pickaxe.cli._text import one_line, safe, short, shown_value, told
 from pickaxe.client import Client
 from pickaxe.engine._doubt import UNKNOWN
 from pickaxe.store import RunView, StepView
@@ -103,7 +103,7 @@ def why_step(step: StepView, steps: Sequence[StepView], fleet: Fleet) -> str:
     if step.state is StepState.CANCELLED and _was_cut_off(step):
         return f"no longer wanted while it ran: {UNKNOWN}"
     if step.state in (StepState.FAILED, StepState.CANCELLED):
-        return _error(step.error)
+        return told(step.error)
     if step.state.terminal:
         return _attempts(step)
     if step.state.aside:
@@ -226,10 +226,6 @@ def _attempts(step: StepView) -> str:
         else f"attempt {past.get('attempt')} {words.get(end, safe(end))}"
         for past, end in zip(step.history, ends, strict=True)
     )
-
-
-def _error(error: dict[str, Any] | None) -> str:
-    return one_line(f"{error.get('type', '')}: {error.get('message', '')}", 300) if error else ""
 
 
 def _mismatch(reason: str) -> list[str]:

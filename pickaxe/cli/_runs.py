@@ -28,6 +28,7 @@ from pickaxe.cli._text import (
     short,
     shown_value,
     state_cell,
+    told,
 )
 from pickaxe.client import Client, Run
 from pickaxe.errors import InputError, NotFoundError, RunError
@@ -251,9 +252,9 @@ def _aside_of(client: Client, views: Sequence[RunView]) -> dict[uuid.UUID, list[
     found: dict[uuid.UUID, list[dict[str, str | None]]] = defaultdict(list)
     waiting = [view.id for view in views if not view.state.terminal]
     for run, root, _, step in client.store.list_aside(roots=[view.root for view in views]) if waiting else ():
-        told = {"run": str(run), "step": step.key, "state": str(step.state), "reason": step.reason}
+        entry = {"run": str(run), "step": step.key, "state": str(step.state), "reason": step.reason}
         for of in {run, root}:
-            found[of].append(told)
+            found[of].append(entry)
     return found
 
 
@@ -266,7 +267,7 @@ def _row(view: RunView, aside: Sequence[dict[str, str | None]] | None) -> list[C
     elif view.state in (RunState.PAUSED, RunState.READY) and view.reason:
         note = one_line(view.reason, 200)
     elif view.error:
-        note = one_line(f"{view.error.get('type')}: {view.error.get('message')}", 200)
+        note = told(view.error, 200)
     ran = humanise(max(0.0, ((view.finished_at or now) - (view.started_at or now)).total_seconds()))
     age = humanise(max(0.0, (now - view.created_at).total_seconds())) + " ago"
     return [(short(view.id), "bold"), safe(view.agent), state_cell(view.state), age, ran, (note, "dim")]

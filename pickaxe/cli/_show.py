@@ -17,6 +17,7 @@ from pickaxe.cli._text import (
     Cell,
     jsonable,
     one_line,
+    place,
     print_json,
     print_table,
     safe,
@@ -83,6 +84,8 @@ def print_run(client: Client, node: Node, *, everything: bool = False, summary: 
     elif summary and node.run.error:
         say(("error   ", "bold"), (safe(node.run.error.get("type", "")), "red"))
         say(safe(node.run.error.get("message", "")))
+        if where := node.run.error.get("where"):
+            say((f"  raised at {place(where)}", "dim"))
 
 
 def as_data(client: Client, node: Node) -> dict[str, object]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pickaxe import _values
 from pickaxe._durations import LONGEST
+from pickaxe._places import raised_at
 from pickaxe._states import StepKind, StepState
 from pickaxe.core._records import StepRecord
 from pickaxe.errors import ChildRunError, StepError, StepTimeoutError, ToolError
@@ -29,6 +30,7 @@ def describe(error: BaseException, **more: Any) -> dict[str, Any]:
     return {
         "type": type(error).__name__,
         "message": message[:MESSAGE_CAP],
+        **_where(error),
         "traceback": "".join(lines)[-TRACEBACK_CAP:],
         **more,
     }
@@ -47,9 +49,14 @@ def encode(error: BaseException, **more: Any) -> str:
     return _values.dump(describe(error, **more))
 
 
-def timed_out(message: str) -> str:
-    """A timeout as JSON text."""
-    return _values.dump({"type": "StepTimeoutError", "message": message})
+def timed_out(message: str, interrupted: BaseException | None = None) -> str:
+    """A timeout as JSON text, with the line at which the body was `interrupted`, where that is known."""
+    return _values.dump({"type": "StepTimeoutError", "message": message, **_where(interrupted)})
+
+
+def _where(error: BaseException | None) -> dict[str, str]:
+    at = raised_at(error) if error is not None else None
+    return {"where": at} if at else {}
 
 
 def reraise(record: StepRecord) -> StepError:

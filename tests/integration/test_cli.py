@@ -64,6 +64,10 @@ class Project:
     def write(self, source: str) -> None:
         (self.folder / "workers" / "app.py").write_text(source)
 
+    def line_of(self, text: str) -> int:
+        lines = (self.folder / "workers" / "app.py").read_text().splitlines()
+        return next(number for number, line in enumerate(lines, 1) if text in line)
+
     def __call__(self, *arguments: str, text: str = "", code: int = 0) -> str:
         done = subprocess.run(
             [sys.executable, "-m", "pickaxe", *arguments],
@@ -122,6 +126,11 @@ def test_runs_are_started_waited_for_and_followed(project: Project) -> None:
 
         broken = project("run", "breaks", '"[bold]\\u001b[31m no"', "--wait", "60s", code=1)
         assert "ValueError: [bold]\\x1b[31m no" in broken
+
+        shown = project("show", "latest")
+        boom = f"workers/app.py:{project.line_of('raise ValueError')} in boom"
+        assert f"ValueError: [bold]\\x1b[31m no, at {boom}" in shown
+        assert f"raised at workers/app.py:{project.line_of('return await boom')} in breaks" in shown
 
 
 @SLOW

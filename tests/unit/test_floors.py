@@ -15,7 +15,7 @@ FLEET = ("tasks", "toolbox", "integrations", "workers")
 
 FLOORS = {
     0: ("errors", "_states", "_retry", "_rates", "_durations", "_settings", "_values", "_inject", "_signatures",
-        "_specs", "_effects", "_texts", "_uuids", "_failpoints", "_version"),
+        "_specs", "_effects", "_texts", "_places", "_uuids", "_failpoints", "_version"),
     1: ("core",),
     2: ("store", "broker", "models"),
     3: ("engine",),
