@@ -58,6 +58,26 @@ def test_without_a_database_url_the_error_says_what_to_set() -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("mysql://u:secret@h/db", "PICKAXE_DATABASE_URL begins with 'mysql://'"),
+        ("redis://:secret@h:6379/0", "PICKAXE_DATABASE_URL begins with 'redis://'"),
+        ("postgresql://u:secret@h:port/db", "PICKAXE_DATABASE_URL is not a database URL"),
+        ("secret", "PICKAXE_DATABASE_URL is not a database URL"),
+    ],
+)
+def test_a_wrong_database_url_is_named_by_its_setting_and_not_shown(
+    url: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PICKAXE_DATABASE_URL", url)
+    result = pickaxe("runs")
+    assert result.exit_code == 2
+    assert expected in result.output
+    assert "postgresql://user@host:5432/name" in result.output
+    assert "secret" not in result.output
+
+
+@pytest.mark.parametrize(
     ("source", "path", "expected"),
     [
         ("app = 5", "mine:app", "'app' is a int"),
