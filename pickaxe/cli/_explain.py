@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -98,10 +99,23 @@ class Fleet:
         return f"no live worker knows {kind} {name!r}: list it in Pickaxe({kind}s=[...]) and restart its worker"
 
 
+def tally(calls: Sequence[StepView]) -> str:
+    """What has become of a gather's calls: `3 calls, all here`, or how many are in which state."""
+    counts = Counter(str(call.state) for call in calls)
+    number = f"{len(calls)} call{'s' if len(calls) != 1 else ''}"
+    if set(counts) == {"succeeded"}:
+        return f"{number}, all here"
+    order = ["succeeded", "failed", "cancelled"]
+    states = sorted(counts, key=lambda state: order.index(state) if state in order else len(order))
+    return f"{number}: {', '.join(f'{counts[state]} {state}' for state in states)}" if calls else ""
+
+
 def why_step(step: StepView, steps: Sequence[StepView], fleet: Fleet) -> str:
     """What an open step waits for; for one that has ended badly, its error."""
     if step.state is StepState.CANCELLED and _was_cut_off(step):
         return f"no longer wanted while it ran: {UNKNOWN}"
+    if step.kind == StepKind.GATHER and step.state.terminal:
+        return tally([s for s in steps if s.group == step.key])
     if step.state in (StepState.FAILED, StepState.CANCELLED):
         return told(step.error)
     if step.state.terminal:

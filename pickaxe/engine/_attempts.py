@@ -199,7 +199,8 @@ def told(engine: Engine, outcome: Outcome, settled: Settled) -> None:
             "%s: the result came too late and was refused: the call is somebody else's now, or over", _name(claim)
         )
         return
-    engine.transitions.tell(claim.run, step_entry(claim.key, claim.name, str(outcome.state), claim.attempt))
+    failed = _errors.brief(outcome.error)
+    engine.transitions.tell(claim.run, step_entry(claim.key, claim.name, str(outcome.state), claim.attempt, **failed))
     publish_released(engine, claim.run, settled.released)
 
 
@@ -226,7 +227,7 @@ def _retry(attempt: Attempt, error: BaseException, wait: float) -> None:
     if given_back:
         engine.transitions.tell(
             claim.run,
-            step_entry(claim.key, claim.name, "retrying", claim.attempt, wait=wait, error=failed["type"]),
+            step_entry(claim.key, claim.name, "retrying", claim.attempt, wait=wait, **_errors.brief(failed)),
         )
 
 

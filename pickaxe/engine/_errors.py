@@ -19,6 +19,9 @@ MESSAGE_CAP = 4_000
 TRACEBACK_CAP = 8_000
 """Characters of an exception's message and traceback that are kept."""
 
+BRIEF = 300
+"""Characters of a message that go into a live stream."""
+
 
 def describe(error: BaseException, **more: Any) -> dict[str, Any]:
     """What is recorded of an exception."""
@@ -71,6 +74,15 @@ def reraise(record: StepRecord) -> StepError:
     if kind == "StepTimeoutError":
         return StepTimeoutError(f"{record.key}: {message}", step=record.key, error=error)
     return ToolError(f"tool {record.name!r} failed: {kind}: {message}", step=record.key, error=error)
+
+
+def brief(error: dict[str, Any] | str | None) -> dict[str, Any]:
+    """What a transition tells of a recorded error (or of its JSON text): `error`, its type, `message`, `where`."""
+    known = _values.load(error) if isinstance(error, str) else error
+    if not known:
+        return {}
+    told = {"error": known.get("type", ""), "message": known.get("message", "")[:BRIEF]}
+    return told | ({"where": known["where"]} if "where" in known else {})
 
 
 def retry_after(error: BaseException) -> float | None:

@@ -42,12 +42,18 @@ async def breaks(text: str) -> str:
     return await boom(text)
 
 @agent
+async def tries(text: str) -> None:
+    """Fails in a gather, with nothing left to be cancelled."""
+    answers = await gather(boom(text), double(1), return_exceptions=True)
+    raise answers[0]
+
+@agent
 async def asks(a: int, b: int = 1) -> int:
     """Waits for a person."""
     first = await double(a)
     return first + b + await wait_for_signal("more", int)
 
-app = Pickaxe("cli-test", agents=[total, breaks, asks], tools=[double, boom])
+app = Pickaxe("cli-test", agents=[total, breaks, tries, asks], tools=[double, boom])
 '''
 
 
@@ -117,12 +123,21 @@ def test_runs_are_started_waited_for_and_followed(project: Project) -> None:
     with project.worker("-c", "2", "-n", "cli-a@%h"):
         assert project("run", "total", "[1, 2, 3]", "--wait", "60s") == "12\n"
 
-        told = [json.loads(line) for line in project("run", "total", "[4, 5]", "--follow", "--json").splitlines()]
-        assert told[0]["state"] == "started"
-        assert [t["step"] for t in told if t.get("kind") == "step" and t["state"] == "succeeded"][-1] == "gather#1"
-        assert told[-1]["output"] == 18
+        entries = [json.loads(line) for line in project("run", "total", "[4, 5]", "--follow", "--json").splitlines()]
+        assert entries[0]["state"] == "started"
+        assert [t["step"] for t in entries if t.get("kind") == "step" and t["state"] == "succeeded"][-1] == "gather#1"
+        assert entries[-1]["output"] == 18
 
         assert "✓ gather#1" in project("run", "total", "-", "--follow", text="[7]")
+
+        boom = f"ValueError: no, at workers/app.py:{project.line_of('raise ValueError')} in boom"
+        raised = f"'boom' failed: ValueError: no, at workers/app.py:{project.line_of('raise answers')} in tries"
+        live = project("run", "tries", '"no"', "--follow", code=1)
+        for told in (live, project("show", "latest", "--follow")):
+            crossed = [line for line in told.splitlines() if "✗" in line]
+            assert boom in crossed[0]
+            assert raised in crossed[1]
+            assert "2 calls: 1 succeeded, 1 failed" in next(line for line in told.splitlines() if "gather#1" in line)
 
         broken = project("run", "breaks", '"[bold]\\u001b[31m no"', "--wait", "60s", code=1)
         assert "ValueError: [bold]\\x1b[31m no" in broken
@@ -186,7 +201,7 @@ def test_without_a_worker_runs_wait_and_say_so(project: Project) -> None:
     [
         (["run", "total", "hello"], 2, "is not JSON"),
         (["run", "total", '["x"]'], 2, "does not fit"),
-        (["run", "nobody"], 1, "its agents are: asks, breaks, total"),
+        (["run", "nobody"], 1, "its agents are: asks, breaks, total, tries"),
         (["run", "total", "@missing.json"], 2, "missing.json cannot be read"),
         (["run", "total", "[1]", "--metadata", "5"], 2, "--metadata must be a JSON object"),
         (["run", "total", "[1]", "--delay", "soon"], 2, "is not a duration"),
