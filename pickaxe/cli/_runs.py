@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from pickaxe import _values
 from pickaxe._durations import humanise
 from pickaxe._states import RunState
 from pickaxe.authoring._handles import Agent
@@ -19,6 +20,7 @@ from pickaxe.cli._input import parsed
 from pickaxe.cli._project import DURATION, Project, app_option, json_option, pass_project
 from pickaxe.cli._text import (
     Cell,
+    console,
     jsonable,
     one_line,
     print_json,
@@ -75,15 +77,18 @@ def run(
     started = handle.enqueue(
         *args, **kwargs, idempotency_key=key, delay=delay, priority=priority, metadata=_metadata(metadata)
     )
+    if not started.is_new and not as_json:
+        given = handle.spec.signature.encode_input(tuple(args), kwargs, cap=project.client.settings.max_payload)
+        _say_known(started.view(), _values.load(given), key)
     if follow:
         _follow.follow(project.client, started, as_json=as_json, patience=wait)
         _ended(started, as_json=as_json, patience=0 if wait is not None else None)
     elif wait is not None:
         _ended(started, as_json=as_json, patience=wait)
     elif as_json:
-        print_json({"id": started.id, "agent": agent})
+        print_json({"id": started.id, "agent": agent, "new": started.is_new})
     else:
-        say("started ", (started.id, "bold"), " of agent ", agent)
+        say("started " if started.is_new else "found ", (started.id, "bold"), " of agent ", agent)
         say((f"  pickaxe show {short(started.id)} --follow", "dim"))
 
 
@@ -232,6 +237,15 @@ def _metadata(text: str | None) -> dict[str, Any] | None:
     return found
 
 
+def _say_known(view: RunView, given: Any, key: str | None) -> None:
+    """Nothing was started, and whoever gave another input under the same key should know."""
+    age = humanise(max(0.0, (datetime.now(UTC) - view.created_at).total_seconds()))
+    note = f"nothing was started: the run with the key {key!r} was enqueued {age} ago, and is {view.state}"
+    if view.chapter == 0 and view.input != given:  # the input of a later chapter is the agent's own
+        note += f"; it has another input: {shown_value(view.input, 200)}"
+    say(("pickaxe: ", "bold"), note, to=console(stderr=True))
+
+
 def _ended(started: Run[Any], *, as_json: bool, patience: float | None) -> None:
     failure: RunError | None = None
     try:
@@ -240,7 +254,8 @@ def _ended(started: Run[Any], *, as_json: bool, patience: float | None) -> None:
         failure = error
     view = started.view()
     if as_json:
-        print_json({"id": view.id, "state": view.state, "output": view.output, "error": view.error})
+        known = {"id": view.id, "state": view.state, "output": view.output, "error": view.error}
+        print_json({**known, "new": started.is_new})
     elif failure is None:
         _follow.print_value(view.output)
     if failure is not None:

@@ -74,7 +74,7 @@ class Project:
         lines = (self.folder / "workers" / "app.py").read_text().splitlines()
         return next(number for number, line in enumerate(lines, 1) if text in line)
 
-    def __call__(self, *arguments: str, text: str = "", code: int = 0) -> str:
+    def __call__(self, *arguments: str, text: str = "", code: int = 0, errors: bool = False) -> str:
         done = subprocess.run(
             [sys.executable, "-m", "pickaxe", *arguments],
             cwd=self.folder,
@@ -86,7 +86,11 @@ class Project:
         )
         assert done.returncode == code, (arguments, done.returncode, done.stdout, done.stderr)
         assert "Traceback" not in done.stderr
-        return done.stdout if code == 0 else done.stdout + done.stderr
+        return done.stdout + done.stderr if code or errors else done.stdout
+
+    def both(self, *arguments: str) -> str:
+        """Standard output and error."""
+        return self(*arguments, errors=True)
 
     def json(self, *arguments: str, code: int = 0) -> Any:
         return json.loads(self(*arguments, "--json", code=code).splitlines()[0])
@@ -152,7 +156,8 @@ def test_runs_are_started_waited_for_and_followed(project: Project) -> None:
 def test_a_waiting_run_says_why_and_goes_on_with_its_signal(project: Project) -> None:
     with project.worker("-c", "2", "-n", "cli-s@%h"):
         started = project.json("run", "asks", '{"a": 20}', "--key", "k", "--metadata", '{"by": "me"}')
-        assert project.json("run", "asks", '{"a": 20}', "--key", "k")["id"] == started["id"]
+        assert started["new"]
+        assert project.json("run", "asks", '{"a": 20}', "--key", "k") == {**started, "new": False}
         waiting = project.until(started["id"], "waiting")
         assert waiting["why"] == ["more#1: waits for the signal 'more'"]
         assert waiting["metadata"] == {"by": "me"}
@@ -183,6 +188,15 @@ def test_a_run_whose_code_changed_is_shown_with_both_sides_and_retried(project: 
     with project.worker("-c", "1", "-n", "cli-d@%h"):
         assert "goes on" in project("retry", started["id"])
         assert project.until(started["id"], "succeeded")["output"] == 4
+
+
+def test_a_run_that_its_key_has_found_is_said_not_to_be_new(project: Project) -> None:
+    project("run", "total", "[1]", "--key", "k")
+    same = project.both("run", "total", "[1]", "--key", "k")
+    assert "nothing was started: the run with the key 'k' was enqueued " in same
+    assert " ago, and is ready\n" in same
+    assert 'and is ready; it has another input: {"ns": [1]}' in project.both("run", "total", "[2]", "--key", "k")
+    assert len(project.json("runs")) == 1
 
 
 def test_without_a_worker_runs_wait_and_say_so(project: Project) -> None:

@@ -20,7 +20,7 @@ FLOORS = {
     2: ("store", "broker", "models"),
     3: ("engine",),
     4: ("authoring",),
-    5: ("app", "client", "streams"),
+    5: ("app", "client", "_run", "streams"),
     6: ("cli", "server", "testing", "embedded", "demo", "__main__", "__init__"),
 }  # fmt: skip
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
