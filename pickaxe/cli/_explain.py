@@ -151,6 +151,20 @@ def why_run(run: RunView, steps: Sequence[StepView], fleet: Fleet) -> list[str]:
     return []
 
 
+def signal_waits(steps: Iterable[StepView], *, now: bool = True) -> list[str]:
+    """The names of the signals that a run waits for `now`, or has ever waited for."""
+    waits = [s for s in steps if s.kind == StepKind.SIGNAL]
+    return list(dict.fromkeys(s.name for s in waits if not (now and s.state.terminal)))
+
+
+def kept_signals(client: Client, run: RunView, steps: Sequence[StepView]) -> Counter[str]:
+    """The names of the signals that came and that nothing in a run has waited for, and how many of each."""
+    taken = {s.seq for s in steps if s.kind == StepKind.SIGNAL and s.chapter == run.chapter}
+    sent = [signal for signal in client.store.list_signals(run.id, run.chapter) if signal.seq not in taken]
+    awaited = signal_waits(steps)  # what has just come for one of these is about to be taken
+    return Counter(signal.name for signal in sent if signal.name not in awaited)
+
+
 def aside_lines(run: str, step: StepView) -> list[str]:
     """Why a step was set aside, on what evidence, and the command that lets it go on."""
     lines = [f"{safe(step.key)} is {step.state}: {_aside(step)}", *(f"  {death}" for death in deaths(step.history))]

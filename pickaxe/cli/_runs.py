@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import uuid
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from pickaxe._states import RunState
 from pickaxe.authoring._handles import Agent
 from pickaxe.cli import _follow
 from pickaxe.cli._aside import letter_number, myself, send_again
+from pickaxe.cli._explain import Fleet, signal_waits, why_run
 from pickaxe.cli._input import parsed
 from pickaxe.cli._project import DURATION, Project, app_option, json_option, pass_project
 from pickaxe.cli._text import (
@@ -169,8 +171,19 @@ Examples:
 def signal(project: Project, run: str, name: str, value: str | None, key: str | None, as_json: bool) -> None:
     """Send a run the signal NAME. It is kept until the run waits for it."""
     found = project.run(run)
+    view, steps = found.view(), found.steps()
+    awaited = name in signal_waits(steps)
     sent = found.signal(name, None if value is None else parsed(value, f"the signal {name!r}"), idempotency_key=key)
-    _report(found, as_json, sent, f"was sent {name!r}", "is over: the signal was not kept")
+    if as_json:
+        print_json({"id": found.id, "done": sent, "awaited": awaited, "waits_for": signal_waits(steps)})
+    elif not sent or awaited:
+        _report(found, False, sent, f"was sent {name!r}", "is over: the signal was not kept")
+    else:
+        say("run ", (short(found.id), "bold"), f" does not wait for {name!r} now, and keeps it until it does")
+        for line in why_run(view, steps, Fleet(project.client)):
+            say("  ", one_line(line))
+        for close in _close(name, signal_waits(steps, now=False)):
+            say("  did you mean ", (repr(close), "bold"), "?")
     if not sent:
         raise click.exceptions.Exit(1)
 
@@ -286,6 +299,11 @@ def _row(view: RunView, aside: Sequence[dict[str, str | None]] | None) -> list[C
     ran = humanise(max(0.0, ((view.finished_at or now) - (view.started_at or now)).total_seconds()))
     age = humanise(max(0.0, (now - view.created_at).total_seconds())) + " ago"
     return [(short(view.id), "bold"), safe(view.agent), state_cell(view.state), age, ran, (note, "dim")]
+
+
+def _close(name: str, known: Sequence[str]) -> list[str]:
+    """The name that was meant, if this one is none that the run has used, but nearly."""
+    return [] if name in known else difflib.get_close_matches(name, known, 1)
 
 
 def _report(run: Run[Any], as_json: bool, done: bool, yes: str, no: str) -> None:

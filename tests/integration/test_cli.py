@@ -162,7 +162,16 @@ def test_a_waiting_run_says_why_and_goes_on_with_its_signal(project: Project) ->
         assert waiting["why"] == ["more#1: waits for the signal 'more'"]
         assert waiting["metadata"] == {"by": "me"}
         assert "more#1: waits for the signal 'more'" in project("show", "latest")
-        assert project.json("signal", "latest", "more", "1")["done"]
+        kept = project("signal", "latest", "mroe", "5")
+        assert "does not wait for 'mroe' now, and keeps it until it does" in kept
+        assert "more#1: waits for the signal 'more'" in kept
+        assert "did you mean 'more'?" in kept
+        known = {"awaited": False, "waits_for": ["more"]}
+        assert project.json("signal", "latest", "other") == {"id": started["id"], "done": True, **known}
+        assert "the signal 'mroe', not waited for yet" in project("show", "latest")
+        assert project.json("show", "latest")["kept_signals"] == {"mroe": 1, "other": 1}
+
+        assert "was sent 'more'" in project("signal", "latest", "more", "1")
         assert "✓ run succeeded" in project("show", started["id"], "--follow")
         assert project.until(started["id"], "succeeded")["output"] == 42
         assert "is over" in project("signal", started["id"], "more", "1", code=1)

@@ -64,7 +64,7 @@ def test_dev_serves_its_folder_and_stops_cleanly(tmp_path: Path) -> None:
     assert (tmp_path / ".pickaxe" / "dev.json").stat().st_mode & 0o077 == 0
     question = '{"text": "Which grant patents?", "pause": 0}'
     assert "started" in pickaxe(tmp_path, "run", "research", question)
-    assert "was sent" in pickaxe(tmp_path, "signal", "latest", "review", '{"approved": true}')
+    assert "'review'" in pickaxe(tmp_path, "signal", "latest", "review", '{"approved": true}')
     assert "run succeeded" in pickaxe(tmp_path, "show", "latest", "--follow")
     assert end(process, signal.SIGINT) == 0
     assert not (tmp_path / ".pickaxe" / "dev.json").exists()
