@@ -75,12 +75,15 @@ class Client:
     @cached_property
     def publisher(self) -> Publisher:
         """The broker."""
+        return Publisher(self._broker_app())
+
+    def _broker_app(self) -> Any:
         if self._app is None:
             url = self.settings.broker_url or self.settings.redis_url
             if url is None:
                 raise ConfigurationError("PICKAXE_REDIS_URL is not set: it is the broker, such as redis://host:6379/0")
             self._app = BrokerApp("pickaxe-client", url.get_secret_value(), None, None)
-        return Publisher(self._app)
+        return self._app
 
     @cached_property
     def engine(self) -> Engine:
@@ -205,6 +208,15 @@ class Client:
         if len(found) > 1:
             raise NotFoundError(f"{run_id!s} begins the id of more than one run: give more of it")
         return found[0]
+
+    def queues_served(self, *, patience: float = 1.0) -> dict[str, set[str]]:
+        """The workers that answer within `patience` seconds, by name, and the queues that each takes from.
+
+        Raises `ServiceUnavailableError` when the broker is away.
+        """
+        from pickaxe.broker import queues_served
+
+        return queues_served(self._broker_app(), patience=patience)
 
     def runs(self, **filters: Any) -> list[RunView]:
         """Runs, newest first: `agent`, `states`, `children`, `limit`."""

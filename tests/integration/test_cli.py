@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,7 @@ class Project:
 
     def __init__(self, folder: Path, services: Services) -> None:
         self.folder = folder
+        self.workers = 0
         self.environment = {**os.environ, **services.environment, "NO_COLOR": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         (folder / "workers").mkdir()
         (folder / "workers" / "__init__.py").touch()
@@ -96,11 +97,17 @@ class Project:
         return json.loads(self(*arguments, "--json", code=code).splitlines()[0])
 
     @contextmanager
-    def worker(self, *options: str) -> Iterator[None]:
+    def worker(self, *options: str) -> Iterator[Path]:
+        """A worker, and where it logs."""
         command = [sys.executable, "-m", "pickaxe", "worker", "-l", "WARNING", *options]
-        process = subprocess.Popen(command, cwd=self.folder, env=self.environment)
+        self.workers += 1
+        log = self.folder / f"worker-{self.workers}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command, cwd=self.folder, env=self.environment, stdout=output, stderr=subprocess.STDOUT
+            )
         try:
-            yield
+            yield log
         finally:
             process.terminate()
             try:
@@ -115,6 +122,13 @@ class Project:
             assert time.monotonic() < deadline, found
             time.sleep(0.2)
         return found
+
+
+def wait_for(what: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 @pytest.fixture
@@ -206,6 +220,49 @@ def test_a_run_that_its_key_has_found_is_said_not_to_be_new(project: Project) ->
     assert " ago, and is ready\n" in same
     assert 'and is ready; it has another input: {"ns": [1]}' in project.both("run", "total", "[2]", "--key", "k")
     assert len(project.json("runs")) == 1
+
+
+LONELY = """
+@tool(queue="nowhere")
+def lonely(n: int) -> int:
+    return n
+
+@agent
+async def alone(n: int) -> int:
+    return await lonely(n)
+
+@agent
+async def stranger(n: int) -> int:
+    return n
+
+app = Pickaxe("cli-test", agents=[alone{}], tools=[lonely])
+"""
+
+
+@SLOW
+def test_doctor_shows_open_work_that_nobody_takes_and_workers_of_one_name(project: Project) -> None:
+    project.write(APP + LONELY.format(""))
+    with project.worker("-c", "1", "-n", "cli-one@%h", "-Q", "agents,tools"):
+        run = project.json("run", "alone", "1")["id"]
+        project.until(run, "waiting")
+        project.write(APP + LONELY.format(", stranger"))
+        project("run", "stranger", "1")
+        told = project("doctor", code=1)
+        assert "1 call of 'lonely', the first for " in told
+        assert f"({run[:18]} lonely#1): no worker takes from queue 'nowhere': pickaxe worker -Q nowhere" in told
+        assert "no living worker knows agent 'stranger': list it in Pickaxe(agents=[...])" in told
+        assert "node names" not in told
+
+        with project.worker("-c", "1", "-n", "cli-two@%h", "-Q", "nowhere"):
+            project.until(run, "succeeded")
+            checks = project.json("doctor", code=1)["checks"]
+            open_work = [c for c in checks if c["name"] == "open work"]
+            assert [c["found"].partition("(")[0].split()[:4] for c in open_work] == [["1", "run", "of", "'stranger',"]]
+
+        with project.worker("-c", "1", "-n", "cli-one@%h", "-Q", "agents") as log:
+            wait_for(lambda: "a worker named cli-one@" in log.read_text())
+            assert "give each worker a name of its own" in log.read_text()
+            assert "2 workers are named cli-one@" in project("doctor")
 
 
 def test_without_a_worker_runs_wait_and_say_so(project: Project) -> None:
