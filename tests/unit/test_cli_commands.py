@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import click
@@ -89,8 +91,6 @@ def test_a_wrong_database_url_is_named_by_its_setting_and_not_shown(
 def test_an_app_that_cannot_be_loaded_is_one_sentence(
     source: str, path: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import sys
-
     (tmp_path / "mine.py").write_text(source)
     monkeypatch.delitem(sys.modules, "mine", raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -101,8 +101,6 @@ def test_an_app_that_cannot_be_loaded_is_one_sentence(
 
 
 def test_another_package_of_the_same_name_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     (tmp_path / "json").mkdir()
     (tmp_path / "json" / "tool.py").touch()
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -115,6 +113,27 @@ def test_run_without_an_app_says_how_to_name_one() -> None:
     result = pickaxe("run", "research", "1")
     assert result.exit_code == 2
     assert "-A module:attribute" in result.output
+
+
+def test_a_project_is_found_from_below_its_folder_with_its_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "workers").mkdir()
+    (tmp_path / "workers" / "__init__.py").touch()
+    (tmp_path / "workers" / "app.py").write_text("raise RuntimeError('this one')")
+    (tmp_path / ".env").write_text("PICKAXE_DATABASE_URL=mysql://from/above\nOTHER=1\n")
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "deep" / "er")
+    monkeypatch.setattr(os, "environ", {**os.environ})
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for module in ("workers", "workers.app"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    assert "RuntimeError: this one" in pickaxe("runs").output
+    assert os.environ["PICKAXE_DATABASE_URL"] == "mysql://from/above"
+    assert "OTHER" not in os.environ
+    monkeypatch.setenv("PICKAXE_DATABASE_URL", "mysql://from/the/environment")
+    pickaxe("runs")
+    assert os.environ["PICKAXE_DATABASE_URL"] == "mysql://from/the/environment"
 
 
 def test_unreachable_services_have_their_own_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
