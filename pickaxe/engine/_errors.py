@@ -6,6 +6,7 @@ import email.utils
 import math
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 from pickaxe import _values
@@ -25,18 +26,20 @@ BRIEF = 300
 
 def describe(error: BaseException, **more: Any) -> dict[str, Any]:
     """What is recorded of an exception."""
-    try:
-        message = str(error)
-        lines = traceback.format_exception(type(error), error, error.__traceback__)
-    except Exception as failure:  # noqa: BLE001 - an exception of the user's own may not even be able to say what it is
-        message, lines = f"(it could not be described: {type(failure).__name__})", []
     return {
         "type": type(error).__name__,
-        "message": message[:MESSAGE_CAP],
+        "message": _told(lambda: str(error))[:MESSAGE_CAP],
         **_where(error),
-        "traceback": "".join(lines)[-TRACEBACK_CAP:],
+        "traceback": _told(lambda: "".join(traceback.format_exception(error)))[-TRACEBACK_CAP:],
         **more,
     }
+
+
+def _told(tell: Callable[[], str]) -> str:
+    try:
+        return tell()
+    except Exception as failure:  # noqa: BLE001 - an exception of the user's own may not even be able to say what it is
+        return f"(it could not be described: {type(failure).__name__})"
 
 
 def is_own_exit(error: BaseException) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import click
 import pytest
 
 from pickaxe._places import raised_at
+from pickaxe.engine._errors import describe
 from pickaxe.errors import InputError, PickaxeError
 
 HERE = str(Path(__file__))
@@ -62,6 +64,34 @@ def test_what_a_timeout_interrupted_is_where_it_was_raised() -> None:
     at = raised_at(caught(waits_too_long))
     assert at is not None
     assert at.endswith(" in sleepy")
+
+
+class Speechless(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+def test_an_exception_that_cannot_say_what_it_is_is_recorded_all_the_same() -> None:
+    def body() -> None:
+        raise Speechless
+
+    with pytest.raises(Speechless) as told:
+        body()
+    described = describe(told.value)
+    assert described["type"] == "Speechless"
+    assert described["message"] == "(it could not be described: RuntimeError)"
+    assert described["where"] == line_of(body)
+    assert "in body" in described["traceback"]
+
+
+def test_a_message_is_recorded_though_its_traceback_cannot_be_formatted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise SystemError("AST constructor recursion depth mismatch")  # as Python 3.11 does now and then
+
+    monkeypatch.setattr(traceback, "format_exception", fails)
+    described = describe(ValueError("the reason"))
+    assert described["message"] == "the reason"
+    assert described["traceback"] == "(it could not be described: SystemError)"
 
 
 def test_an_exception_that_nobody_raised_has_no_place() -> None:
