@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 import uuid
@@ -112,6 +113,7 @@ class Pickaxe(BrokerApp):
             tools={n: h.spec for n, h in self.handles.items() if isinstance(h.spec, ToolSpec)},
             queue_limits=self.queue_limits,
             stopping=lambda: is_stopping(self),
+            worker=lambda: running_worker(self),
         )
 
     def enqueue(
@@ -209,6 +211,7 @@ class Pickaxe(BrokerApp):
         self.engine.family = self._family
         self._liveness = Liveness(self.engine)
         self._liveness.start()
+        gc.freeze()  # what there is by now stays, and need not be looked at by every collection
 
     def _process_stopped(self) -> None:
         if self._liveness is not None:

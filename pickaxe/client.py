@@ -75,7 +75,8 @@ class Client:
     @cached_property
     def publisher(self) -> Publisher:
         """The broker."""
-        return Publisher(self._broker_app())
+        url = self.settings.redis_url
+        return Publisher(self._broker_app(), redis_url=None if url is None else url.get_secret_value())
 
     def _broker_app(self) -> Any:
         if self._app is None:

@@ -16,6 +16,7 @@ dies meanwhile leaves the message with the broker, so a handler can see the same
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,9 @@ from pickaxe.broker._setaside import SetAside, kept, queue_of
 from pickaxe.broker._wire import MALFORMED_HEADER, header_fault, payload_fault, task_name_fault
 
 logger = logging.getLogger(__name__)
+
+EVENTS_LINGER = 0.05
+"""Seconds for which task events, which Flower shows, are collected: one message then carries many."""
 
 UnknownHandler = Callable[[str, list[Any], dict[str, Any], dict[str, Any], str | None], object]
 MalformedHandler = Callable[[bytes, dict[str, Any], dict[str, Any], str, str | None], object]
@@ -38,6 +42,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._set_aside = SetAside(self)
+        self._events_due = 0.0
         super().__init__(*args, **kwargs)
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
@@ -54,6 +59,19 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
                 handle(message)
 
         return on_task_received
+
+    def on_send_event_buffered(self) -> None:
+        """A task event waits to be sent. May be called from any thread; the timers are the event loop's."""
+        now = time.monotonic()
+        if self.hub and now >= self._events_due:
+            # A time and not a flag: timers are forgotten when the connection is lost.
+            self._events_due = now + EVENTS_LINGER
+            self.hub.call_soon(self.hub.call_later, EVENTS_LINGER, self._flush_events)
+
+    def stop(self) -> None:
+        """End, when all task events have been sent."""
+        self._flush_events()
+        super().stop()
 
     def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:  # noqa: ARG002 - Celery's
         """Celery's own checks refused it: an expiry that is no date, a content type not accepted."""

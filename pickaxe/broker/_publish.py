@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 from uuid import uuid4
 
@@ -20,7 +21,7 @@ from kombu.transport.pyamqp import Transport as AmqpTransport
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from pickaxe.broker._transport import IN_LOG
+from pickaxe.broker._transport import IN_LOG, REDIS, Command
 from pickaxe.errors import ConfigurationError, ServiceUnavailableError
 
 #: Fewer messages than this go out one by one: a pipeline does not pay for itself.
@@ -70,19 +71,32 @@ class Message:
 
 
 class Publisher:
-    """Publishes over an app's connection pool. Safe in threads and after a fork."""
+    """Publishes over an app's connection pool. Safe in threads and after a fork.
 
-    def __init__(self, app: Any) -> None:
+    `redis_url` is where commands that go along with messages are meant for.
+    """
+
+    def __init__(self, app: Any, *, redis_url: str | None = None) -> None:
         self._app = app
+        self._redis_url = redis_url
         self._origin = anon_nodename()
         self._highest_is_zero: bool | None = None
         self._pid = os.getpid()
         self._parents: list[Any] = []
 
-    def publish(self, messages: Sequence[Message]) -> None:
-        """Send all messages, in order, or raise `PublishError`; then any of them may have been sent."""
+    def takes_along(self, messages: Sequence[Message]) -> bool:
+        """Whether these messages can have Redis commands for `Settings.redis_url` sent along with them."""
+        return self._one_redis and len(messages) < BATCH_FROM
+
+    def publish(self, messages: Sequence[Message], *, along: Sequence[Command] = ()) -> None:
+        """Send all messages, in order, or raise `PublishError`; then any of them may have been sent.
+
+        `along` are Redis commands that go before the first message, in the same round trip. They are not sent again
+        when the message is.
+        """
+        once = [along]
         if messages:
-            self._retrying(lambda: self._send(messages))
+            self._retrying(lambda: self._send(messages, once.pop() if once else ()))
 
     def publish_chord(self, header: Sequence[Message], body: Message) -> None:
         """Send `header`, and have `body` sent when all of them have ended well.
@@ -154,19 +168,20 @@ class Publisher:
         pools.producers.clear()
         self._app._after_fork()
 
-    def _send(self, messages: Sequence[Message]) -> None:
-        pool = self._app.producer_pool
-        producer = pool.acquire(block=True, timeout=ACQUIRE_TIMEOUT)
-        try:
-            if len(messages) < BATCH_FROM:
-                for message in messages:
-                    self._send_one(producer, message)
-            else:
+    def _send(self, messages: Sequence[Message], along: Sequence[Command] = ()) -> None:
+        with self._app.producer_pool.acquire(block=True, timeout=ACQUIRE_TIMEOUT) as producer:
+            if len(messages) >= BATCH_FROM:
                 with producer.batch(BATCH_SIZE):
                     for message in messages:
                         self._send_one(producer, message)
-        finally:
-            producer.release()
+                return
+            channel = producer.channel
+            try:
+                channel.along = along
+                for message in messages:
+                    self._send_one(producer, message)
+            finally:
+                channel.along = ()
 
     def _send_one(self, producer: Any, message: Message) -> None:
         amqp = self._app.amqp
@@ -195,6 +210,11 @@ class Publisher:
             priority=self._broker_priority(message.priority),
             retry=False,
         )
+
+    @cached_property
+    def _one_redis(self) -> bool:
+        conf, url = self._app.conf, self._redis_url
+        return url is not None and url.startswith(REDIS) and url == (conf.broker_write_url or conf.broker_url)
 
     def _broker_priority(self, priority: int) -> int:
         if self._highest_is_zero is None:

@@ -20,7 +20,7 @@ either is noticed.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from queue import Empty
 from typing import Any
@@ -28,6 +28,7 @@ from typing import Any
 import kombu.transport as transports
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
+from kombu.utils.json import dumps
 from redis.exceptions import ClusterDownError, MasterDownError, OutOfMemoryError, ReadOnlyError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
@@ -37,7 +38,13 @@ logger = logging.getLogger(__name__)
 
 _REFUSALS = (OutOfMemoryError, ReadOnlyError, MasterDownError, ClusterDownError)
 _ALIASES = ("redis", "rediss")
+REDIS = tuple(f"{alias}://" for alias in _ALIASES)
+"""How the URLs begin that this transport is for."""
+
 _PATH = "pickaxe.broker._transport:Transport"
+
+Command = tuple[str | int, ...]
+"""A Redis command and its arguments."""
 
 IN_LOG = "in_log"
 """The header of a message that can be lost without loss."""
@@ -102,6 +109,9 @@ class Channel(kombu_redis.Channel):
 
     _kept: Any = None
 
+    #: Commands for the same Redis, to be sent before the next message, and in the same round trip.
+    along: Sequence[Command] = ()
+
     from_transport_options: tuple[str, ...] = (  # type: ignore[assignment]
         *kombu_redis.Channel.from_transport_options,
         "max_message_bytes",
@@ -116,6 +126,24 @@ class Channel(kombu_redis.Channel):
                 self._kept = self._create_client()
             client = self._kept
         yield client
+
+    def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
+        """Deliver a message, and what goes along with it."""
+        along, self.along = self.along, ()
+        if not along:
+            super()._put(queue, message, **kwargs)  # type: ignore[no-untyped-call]
+            return
+        priority = self._get_message_priority(message, reverse=False)  # type: ignore[no-untyped-call]
+        with self.conn_or_acquire() as client, client.pipeline(transaction=False) as pipe:
+            for command in along:
+                pipe.execute_command(*command)
+            if queue not in self._expires:
+                pipe.lpush(self._q_for_pri(queue, priority), dumps(message))  # type: ignore[no-untyped-call]
+            answers = pipe.execute(raise_on_error=False)
+        if queue in self._expires:
+            super()._put(queue, message, **kwargs)  # type: ignore[no-untyped-call]
+        elif isinstance(answers[-1], Exception):
+            raise answers[-1]
 
     def _create_client(self, asynchronous: bool = False) -> Any:
         self._refuse_when_closed()

@@ -124,7 +124,10 @@ def claim(engine: Engine, spec: ToolSpec, message: dict[str, Any]) -> Attempt | 
     owner = engine.owner
     with engine.running.expected([token(run, key, attempt)]):
         failpoint("claim.before")
-        claimed = engine.store.claim(run, key, attempt, owner, grace=GRACE)
+        claimed = engine.store.claim(
+            run, key, attempt, owner, grace=GRACE,
+            informed=engine.settings.continuation != "plain", seen=engine.sticky.seen(run),
+        )  # fmt: skip
         failpoint("claim.after")
         if claimed is None:
             if message.get("suspect"):

@@ -49,7 +49,7 @@ def tool_message(step: StepDue) -> Message:
 
 def publish_run(engine: Engine, run: uuid.UUID) -> None:
     """Publish a run that was woken."""
-    row = engine.store.load_run(run)
+    row = engine.store.route(run)
     if row is not None:
         publish(engine, [agent_message(row.id, row.agent, row.queue, row.priority, row.root, row.wake)])
 
@@ -58,10 +58,15 @@ def publish(engine: Engine, messages: Sequence[Message]) -> bool:
     """Hand messages to the broker. False, and a line in the log, when it does not take them."""
     if not messages:
         return True
-    engine.transitions.flush()  # what led to a message is told before what follows from it
+    # What led to a message is told before what follows from it: along with it, if possible.
+    if engine.publisher.takes_along(messages):
+        along = engine.transitions.take()
+    else:
+        along = []
+        engine.transitions.flush()
     failpoint("publish.before")
     try:
-        engine.publisher.publish(messages)
+        engine.publisher.publish(messages, along=along)
     except PublishError as error:
         logger.warning("%d message(s) wait for the sweeper: %s", len(messages), error)
         return False

@@ -18,7 +18,7 @@ import redis
 from pickaxe._rates import Rate
 from pickaxe._settings import Settings
 from pickaxe._specs import AgentSpec, ToolSpec
-from pickaxe.broker import Publisher, current_message
+from pickaxe.broker import Publisher, WorkerInfo, current_message
 from pickaxe.engine._limiter import RateLimiter
 from pickaxe.engine._sticky import Sticky
 from pickaxe.engine._transitions import Transitions
@@ -92,7 +92,7 @@ class Engine:
 
     `owner` is this process's incarnation: random per process start, and new again if the process was
     declared dead and came back. `family` is its worker's: a prefork worker's processes share it. `stopping` tells
-    whether that worker was told to stop.
+    whether that worker was told to stop, `worker` which one it is (None outside of workers).
     """
 
     def __init__(
@@ -107,6 +107,7 @@ class Engine:
         tools: Mapping[str, ToolSpec],
         queue_limits: Mapping[str, tuple[Rate, ...]],
         stopping: Callable[[], bool] = lambda: False,
+        worker: Callable[[], WorkerInfo | None] = lambda: None,
     ) -> None:
         self.name = name
         self.store = store
@@ -117,6 +118,7 @@ class Engine:
         self.tools = tools
         self.queue_limits = queue_limits
         self.stopping = stopping
+        self.worker = worker
         self.running = Running()
         self.sticky = Sticky(settings.sticky)
         self.owner = new_owner()

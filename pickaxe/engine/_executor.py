@@ -166,10 +166,9 @@ def _commit(
         "owner": plan.owner,
         "steps": plan.steps_json,
         "children": plan.children_json,
-        "cancels": list(decision.cancels),
-        "settled_keys": [key for key, _ in decision.settled],
-        "settled_seqs": [seq for _, seq in decision.settled],
-        "carried": list(decision.carried),
+        "cancels": decision.cancels,
+        "settled": decision.settled,
+        "carried": decision.carried,
     }
     if outcome is None:
         failpoint("commit.before")

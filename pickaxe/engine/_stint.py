@@ -18,13 +18,16 @@ class Stint:
     `wary`: the process that ran the call before this one died, perhaps of the reduction that followed.
 
     How far it goes is the setting `continuation`: `plain`, one call or one reduction; `resume`, a call and the
-    reduction that follows from it; `inline`, also the next call, if that is alone, on the same queue, without a
-    rate limit, and `inline_for` has not passed.
+    reduction that follows from it; `inline`, also the next call, if that is alone, on a queue that this worker takes
+    messages from, without a rate limit, and `inline_for` has not passed.
+
+    `awaits`: on an event loop, which is where a pool of coroutines runs async tools.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        settings = engine.settings
-        self.queue = engine.current_queue()
+    def __init__(self, engine: Engine, *, awaits: bool = False) -> None:
+        settings, worker = engine.settings, engine.worker()
+        self._queues = worker.queues if worker else ()
+        self._awaits = awaits or worker is None or worker.pool != "coroutines"
         self.woken = False
         self.wary = False
         self._engine = engine
@@ -59,6 +62,7 @@ class Stint:
         return (
             call.group is None
             and call.name in self._engine.tools
-            and call.options["queue"] == self.queue
-            and not claims_of(self._engine, self.queue, limits)
+            and call.options["queue"] in self._queues
+            and (self._awaits or not self._engine.tools[call.name].is_async)
+            and not claims_of(self._engine, call.options["queue"], limits)
         )

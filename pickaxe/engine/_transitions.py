@@ -26,6 +26,9 @@ LINGER = 0.01
 """Seconds for which more transitions are waited for, to be sent together."""
 
 
+Command = tuple[str | int, ...]
+
+
 def stream_key(run: uuid.UUID | str) -> str:
     """The Redis key of a run's stream."""
     return f"pickaxe:stream:{run}"
@@ -66,10 +69,19 @@ class Transitions:
         """Send what is waiting, now."""
         # In the order in which they were told, whoever sends them.
         with self._sending:
-            with self._lock:
-                entries, self._waiting = self._waiting, []
-            if entries:
-                self._send(entries)
+            commands = self._commands_of(self._taken())
+            if commands:
+                self._send(commands)
+
+    def take(self) -> list[Command]:
+        """The commands that tell what is waiting, for the caller to send: they are not waiting any more."""
+        with self._sending:  # what others have taken before is told before
+            return self._commands_of(self._taken())
+
+    def _taken(self) -> list[tuple[uuid.UUID, Mapping[str, Any]]]:
+        with self._lock:
+            entries, self._waiting = self._waiting, []
+        return entries
 
     def _flush_for_ever(self) -> None:
         while True:
@@ -78,15 +90,17 @@ class Transitions:
             time.sleep(LINGER)
             self.flush()
 
-    def _send(self, entries: list[tuple[uuid.UUID, Mapping[str, Any]]]) -> None:
+    def _commands_of(self, entries: list[tuple[uuid.UUID, Mapping[str, Any]]]) -> list[Command]:
+        told = [(stream_key(run), _values.dump(entry)) for run, entry in entries]
+        return [
+            *(("XADD", key, "MAXLEN", "~", MAX_LENGTH, "*", "t", entry) for key, entry in told),
+            *(("PEXPIRE", key, self._ttl) for key in dict.fromkeys(key for key, _ in told)),
+        ]
+
+    def _send(self, commands: list[Command]) -> None:
         pipe = self._client.pipeline(transaction=False)
-        keys = set()
-        for run, entry in entries:
-            key = stream_key(run)
-            keys.add(key)
-            pipe.xadd(key, {"t": _values.dump(entry)}, maxlen=MAX_LENGTH, approximate=True)
-        for key in keys:
-            pipe.pexpire(key, self._ttl)
+        for command in commands:
+            pipe.execute_command(*command)  # type: ignore[no-untyped-call]
         try:
             pipe.execute()
         except redis.RedisError as error:

@@ -45,30 +45,41 @@ def next_turn(engine: Engine, run: uuid.UUID) -> Turn | None:
     turn = _caught_up(engine, engine.sticky.take(run))
     if turn is not None:
         return turn
-    row = engine.store.load_run(run)
-    return None if row is None else Turn(row, engine.store.load_log(row) if row.state in LIVE else Log([], [], {}))
+    found = engine.store.load(run)
+    return None if found is None else Turn(found.row, found.log)
 
 
 def turn_after(engine: Engine, claim: Claim) -> Turn | None:
     """The turn that follows from the end of a call, or None if it does not follow from that alone.
 
-    If this process has had the run before, nothing needs to be loaded: what was new then came with the claim, and
-    whether anything has come since the commit will tell.
+    Nothing needs to be loaded, as a rule: what was new then came with the claim, and whether anything has come since
+    the commit will tell.
     """
     kept = engine.sticky.take(claim.run)
+    turn = _informed(claim, kept)
+    if turn is not None:
+        turn.row = replace(turn.row, wake=claim.wake, read=time.monotonic(), now=claim.clock())
+        return turn
     if kept is not None:
-        seen, news = kept.row, claim.news
-        if (seen.epoch, seen.chapter) == (claim.epoch, claim.chapter) and claim.wake == claim.head:
-            row = replace(seen, wake=claim.wake, read=time.monotonic(), now=claim.clock())
-            return Turn(row, Log([], [], {}), kept.reduction, kept)
-        if news is not None and news.seen is seen and news.row.state in LIVE and not kept.reduction.expects_inline:
-            return Turn(news.row, news.log, kept.reduction, kept)
         engine.sticky.keep(kept)
     turn = next_turn(engine, claim.run)
     if turn is not None and (turn.row.state not in LIVE or turn.row.chapter != claim.chapter):
         turn.close()
         return None
     return turn
+
+
+def _informed(claim: Claim, kept: Kept | None) -> Turn | None:
+    """The turn that needs no more than what is kept and what came with the claim."""
+    news = claim.news
+    if kept is None:
+        return None if news is None or news.seen is not None else Turn(news.row, news.log)
+    seen = kept.row
+    if (seen.epoch, seen.chapter) == (claim.epoch, claim.chapter) and claim.wake == claim.head:
+        return Turn(seen, Log([], [], {}), kept.reduction, kept)
+    if news is None or news.seen is not seen or kept.reduction.expects_inline:
+        return None
+    return Turn(news.row, news.log, kept.reduction, kept)
 
 
 def let_go(engine: Engine, turn: Turn | None) -> None:

@@ -34,7 +34,7 @@ def call(engine: Engine, spec: ToolSpec, message: dict[str, Any], *, chord: bool
 
 async def call_async(engine: Engine, spec: ToolSpec, message: dict[str, Any], *, chord: bool) -> None:
     """`call` on an event loop: async bodies run on it, everything else in threads."""
-    stint = Stint(engine)
+    stint = Stint(engine, awaits=True)
     todo = await _from_thread(partial(_claimed, engine, spec, message))
     try:
         while todo:

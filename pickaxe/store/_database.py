@@ -6,13 +6,13 @@ import logging
 import random
 import threading
 import time
+from collections import namedtuple
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any, TypeVar, cast
 
 import psycopg
-from psycopg.rows import namedtuple_row
 from sqlalchemy import Connection, Engine, Row, TextClause, create_engine, event, text
 from sqlalchemy.dialects.postgresql import psycopg as dialect
 from sqlalchemy.engine import URL, make_url
@@ -72,7 +72,7 @@ class Database:
             with self._lock:
                 if self._engine is None:
                     self._engine = self._connect(isolation_level="AUTOCOMMIT", skip_autocommit_rollback=True)
-                    event.listen(self._engine, "connect", self._limit)
+                    event.listen(self._engine, "connect", self._settle_in)
         return self._engine
 
     @property
@@ -95,9 +95,14 @@ class Database:
         )
 
     @staticmethod
-    def _limit(connection: Any, _record: Any) -> None:
+    def _settle_in(connection: psycopg.Connection[Any], _record: Any) -> None:
+        # Every statement finds its rows by a key or a small index: one plan fits all values, and is made once.
+        connection.prepare_threshold = 1
         # A process that is frozen within a transaction must not hold its rows, and so the sweeper, for ever.
-        connection.execute(f"SET idle_in_transaction_session_timeout = {int(LONGEST_IDLE * 1000)}")
+        connection.execute(
+            "SELECT set_config('plan_cache_mode', 'force_generic_plan', false), "
+            f"set_config('idle_in_transaction_session_timeout', '{LONGEST_IDLE:g}s', false)"
+        )
 
     def forked(self) -> None:
         """Forget the parent's connections, which belong to the parent."""
@@ -156,8 +161,9 @@ class Database:
             raise DBAPIError.instance(query, parameters, error, psycopg.Error) from error
         try:
             connection = cast("psycopg.Connection[Any]", pooled.driver_connection)
-            with connection.cursor(row_factory=namedtuple_row) as cursor:
-                return cast("Sequence[Row[Any]]", cursor.execute(query, parameters).fetchall())
+            with connection.cursor() as cursor:
+                rows = cursor.execute(query, parameters).fetchall()
+                return _named(query, cursor, rows) if rows else []
         except BaseException as error:
             # Also when it was interrupted: the answer may still be on its way.
             lost = connection.closed or not isinstance(error, psycopg.Error)
@@ -213,6 +219,19 @@ class Database:
         # Class 57P: shutdown and crash; 53: no more connections or disk; none at all: the socket is gone.
         state = orig.sqlstate
         return state is None or state.startswith(("57P", "53", "08"))
+
+
+_ROW_MAKERS: dict[tuple[str, int], Callable[[tuple[Any, ...]], Row[Any]]] = {}
+
+
+def _named(query: str, cursor: psycopg.Cursor[Any], rows: list[tuple[Any, ...]]) -> Sequence[Row[Any]]:
+    """The rows with their columns' names, which are read only once for each statement."""
+    kind = query, len(rows[0])
+    make = _ROW_MAKERS.get(kind)
+    if make is None:
+        names = [column.name for column in cursor.description or ()]
+        make = _ROW_MAKERS[kind] = cast("Any", namedtuple("Row", names))._make
+    return [*map(make, rows)]
 
 
 @cache

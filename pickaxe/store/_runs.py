@@ -74,9 +74,9 @@ class Log:
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What has happened to a run since it was as in `seen`: its row, and what is new in its log."""
+    """A run's row, and what its log has got since it was as in `seen`; all of it, if that is None."""
 
-    seen: RunRow
+    seen: RunRow | None
     row: RunRow
     log: Log
 
@@ -211,62 +211,64 @@ class RunStore:
                 known[agent, row.idempotency_key] = row.id
         return [run.id if run.id in inserted else known.get((run.agent, run.idempotency_key), run.id) for run in runs]
 
-    def load_run(self, run: uuid.UUID) -> RunRow | None:
-        """The run's row, or None if there is no such run."""
-        row = self.database.row("load_run", run=run)
-        return None if row is None else _run_row(row, self.database.asked_at)
+    def load(self, run: uuid.UUID) -> News | None:
+        """A run's row and, unless it is over or paused, its current chapter's log. None: there is no such run."""
+        row = self.database.row("load", run=run)
+        return None if row is None else News(None, _run_row(row, self.database.asked_at), _log(row.news))
 
-    def load_log(self, run: RunRow) -> Log:
-        """The log of the run's current chapter."""
-        return _log(self.database.rows("load_log", run=run.id, chapter=run.chapter))
+    def route(self, run: uuid.UUID) -> Row[Any] | None:
+        """What a run's message says, or None if there is no such run."""
+        return self.database.row("route", run=run)
 
     def catch_up(self, seen: RunRow) -> News | None:
         """Where a run is now and what its log has got since it was as in `seen`; None if that chapter is over."""
-        rows = self.database.rows("catch_up", run=seen.id, chapter=seen.chapter, head=seen.head, epoch=seen.epoch)
-        if not rows:
-            return None
-        return News(seen, _as_now(seen, rows[0], self.database.asked_at), _log(rows if rows[0].tag is not None else ()))
+        row = self.database.row("catch_up", run=seen.id, chapter=seen.chapter, head=seen.head, epoch=seen.epoch)
+        return None if row is None else News(seen, _as_now(seen, row, self.database.asked_at), _log(row.news))
 
     def commit(self, run: RunRow, **values: Any) -> Commit:
         """Commit a reduction, if nothing has moved since `run` was loaded."""
-        row = self.database.one(
-            "commit", run=run.id, epoch=run.epoch, head=run.head, wake=run.wake,
-            redispatch=self.redispatch, **values,
-        )  # fmt: skip
-        return _commit(row)
+        return _commit(self.database.one("commit", **self._reduction(run, **values)))
 
     def advance(self, run: RunRow, outcome: Outcome, **values: Any) -> tuple[Settled, Commit]:
         """Record an outcome, and in the same statement the reduction that has seen it, if nothing else has moved."""
         claim = outcome.claim
         row = self.database.one(
-            "advance", run=run.id, epoch=run.epoch, head=run.head, wake=run.wake, redispatch=self.redispatch,
-            key=claim.key, attempt=claim.attempt, step_owner=outcome.owner, outcome=str(outcome.state),
-            step_output=outcome.output, step_error=outcome.error, at=outcome.at, **values,
+            "advance", key=claim.key, attempt=claim.attempt, step_owner=outcome.owner, outcome=str(outcome.state),
+            step_output=outcome.output, step_error=outcome.error, at=outcome.at, **self._reduction(run, **values),
         )  # fmt: skip
         return Settled(row.accepted, row.woken, row.seq, row.step_released), _commit(row)
 
+    def _reduction(
+        self, run: RunRow, *, cancels: Sequence[str], settled: Sequence[tuple[str, int]], carried: Sequence[int],
+        **values: Any,
+    ) -> dict[str, Any]:  # fmt: skip
+        return {
+            "run": run.id, "epoch": run.epoch, "head": run.head, "wake": run.wake, "redispatch": self.redispatch,
+            "cancels": _array(cancels), "settled_keys": _array([key for key, _ in settled]),
+            "settled_seqs": _array([seq for _, seq in settled]), "carried": _array(carried), **values,
+        }  # fmt: skip
+
     def claim(
-        self, run: uuid.UUID, key: str, attempt: int, owner: str, *, grace: float, seen: RunRow | None = None
-    ) -> Claim | None:
+        self, run: uuid.UUID, key: str, attempt: int, owner: str, *,
+        grace: float, informed: bool = False, seen: RunRow | None = None,
+    ) -> Claim | None:  # fmt: skip
         """Own a step's next attempt, or None: a duplicate, late or unwanted message.
 
-        With `seen`, the run as this process has seen it last, also what is new in its log since.
+        `informed`: also what it takes to go on with the run, as far as it is not in `seen`, the run as this process
+        has seen it last.
         """
-        rows = self.database.rows(
-            "claim", run=run, key=key, attempt=attempt, owner=owner, grace=grace,
+        row = self.database.row(
+            "claim", run=run, key=key, attempt=attempt, owner=owner, grace=grace, informed=informed,
             seen_chapter=seen and seen.chapter, seen_head=seen and seen.head, seen_epoch=seen and seen.epoch,
         )  # fmt: skip
-        if not rows:
+        if row is None:
             return None
-        row = rows[0]
-        news = None
-        if seen is not None and seen.chapter == row.chapter:
-            news = News(seen, _as_now(seen, row, self.database.asked_at), _log(rows if row.tag is not None else ()))
+        read = self.database.asked_at
         return Claim(
-            run, key, row.own_name, row.own_digest, row.input, _values.load(row.options), row.own_attempt, row.deaths,
-            row.own_group, row.history, row.agent, row.root, row.queue, row.priority,
+            run, key, row.name, row.digest, row.arguments, _values.load(row.options), row.attempt, row.deaths,
+            row.group_key, row.history, row.agent, row.root, row.queue, row.priority,
             row.chapter, row.epoch, row.head, row.wake, row.expires, row.now, row.strikes, row.reconciling,
-            self.database.asked_at, news,
+            read, None if row.news is None else News(seen, _as_now(seen, row, read), _log(row.news)),
         )  # fmt: skip
 
     def settle(
@@ -337,6 +339,11 @@ class RunStore:
         return self.database.row(name, **values) is not None
 
 
+def _array(values: Sequence[Any]) -> list[Any] | str:
+    # Nearly always empty, and then a literal, for the driver looks for the type of a list anew each time.
+    return list(values) or "{}"
+
+
 def _run_row(row: Row[Any], read: float) -> RunRow:
     return RunRow(
         row.id, row.agent, row.version, RunState(row.state), row.chapter, row.epoch, row.head, row.wake,
@@ -345,9 +352,11 @@ def _run_row(row: Row[Any], read: float) -> RunRow:
     )  # fmt: skip
 
 
-def _as_now(seen: RunRow, row: Row[Any], read: float) -> RunRow:
+def _as_now(seen: RunRow | None, row: Row[Any], read: float) -> RunRow:
+    if seen is None:
+        return _run_row(row, read)
     return replace(
-        seen, state=RunState(row.run_state), epoch=row.epoch, head=row.head, wake=row.wake, cancel=_cancel(row),
+        seen, state=RunState(row.state), epoch=row.epoch, head=row.head, wake=row.wake, cancel=_cancel(row),
         now=row.now, dispatches=row.dispatches, read=read,
     )  # fmt: skip
 
@@ -358,24 +367,20 @@ def _cancel(row: Row[Any]) -> CancelRecord | None:
     return CancelRecord(row.cancel_seq, row.cancelled, row.timed_out, row.cancel_reason or "")
 
 
-def _log(rows: Iterable[Row[Any]]) -> Log:
-    steps, signals, ready = [], [], {}
-    for row in rows:
-        if row.tag == "signal":
-            signals.append(SignalRecord(row.seq, row.at, row.name, row.output))
-            continue
-        steps.append(_step_record(row))
-        if row.state in (StepState.READY, StepState.UNKNOWN) and not row.later:
-            ready[row.key] = row.attempt
-    return Log(steps, signals, ready)
+def _log(news: list[list[Any] | None] | None) -> Log:
+    """A log from what `pickaxe.news` tells."""
+    if news is None:
+        return Log([], [], {})
+    steps, ready = [], {}
+    for key, kind, name, digest, state, seq, at, output, error, group, ordinal, attempt, later in news[0] or ():
+        known = StepState(state)
+        steps.append(StepRecord(
+            key, StepKind(kind), name, digest, known, seq, at or 0.0, output, error, group, ordinal
+        ))  # fmt: skip
+        if known in (StepState.READY, StepState.UNKNOWN) and not later:
+            ready[key] = attempt
+    return Log(steps, [SignalRecord(*signal) for signal in news[1] or ()], ready)
 
 
 def _commit(row: Row[Any]) -> Commit:
     return Commit(row.committed, row.moved, row.parent, row.parent_woken, row.released, row.orphans)
-
-
-def _step_record(row: Row[Any]) -> StepRecord:
-    return StepRecord(
-        row.key, StepKind(row.kind), row.name, row.digest, StepState(row.state), row.seq, row.at or 0.0,
-        row.output, row.error, row.group_key, row.ordinal,
-    )  # fmt: skip

@@ -457,9 +457,9 @@ if os.environ.get("PICKAXE_TEST_SWEEPERS") == "all":
 _publish, _publish_chord = Publisher.publish, Publisher.publish_chord
 
 
-def _drop(self: Publisher, messages: Sequence[Message]) -> None:
+def _drop(self: Publisher, messages: Sequence[Message], *, along: Sequence[Any] = ()) -> None:
     if threading.current_thread().name == "pickaxe-sweeper":
-        _publish(self, messages)
+        _publish(self, messages, along=along)
         return
     for message in messages:
         write("dropped", message.id.replace(" ", "_"))
@@ -469,13 +469,13 @@ def _drop_chord(self: Publisher, header: Sequence[Message], body: Message) -> No
     _drop(self, [*header, body])
 
 
-def _triple(self: Publisher, messages: Sequence[Message]) -> None:
+def _triple(self: Publisher, messages: Sequence[Message], *, along: Sequence[Any] = ()) -> None:
     """Now, a little later, and much later; in any order."""
     for message in messages:
         write("tripled", message.id.replace(" ", "_"))
     copies = [*messages, *messages]
     random.shuffle(copies)
-    _publish(self, copies)
+    _publish(self, copies, along=along)
     late = threading.Timer(random.uniform(0.01, 0.8), lambda: _publish(self, random.sample(messages, len(messages))))
     late.daemon = True
     late.start()

@@ -61,7 +61,7 @@ def new_run(store: Store) -> Any:
     """A run that has been enqueued."""
     run = NewRun(uuid7(), "agent", "1", "agents", 5, "{}", due_in=5)
     assert store.enqueue([run]) == [run.id]
-    return store.load_run(run.id)
+    return store.load(run.id).row
 
 
 def step(key: str, kind: str = "tool", state: str = "ready", **more: Any) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def commit(store: Store, run: Any, steps: list[dict[str, Any]], state: str = "wa
     values: dict[str, Any] = {
         "state": state, "new_head": run.head, "output": None, "error": None, "reason": None, "published": None,
         "started": run.now, "owner": "committer", "steps": _values.dump(steps) if steps else None, "children": None,
-        "cancels": [], "settled_keys": [], "settled_seqs": [], "carried": [],
+        "cancels": [], "settled": [], "carried": [],
     }  # fmt: skip
     return store.commit(run, **{**values, **more})
 
@@ -175,7 +175,7 @@ def test_a_reduction_of_a_run_that_has_moved_is_refused(store: Store) -> None:
     store.send_signal(run.id, "go", "1", None)
     # Ready again, at the same head: but another reduction was committed since this one was loaded.
     assert not commit(store, run, [step("one")]).committed
-    fresh = store.load_run(run.id)
+    fresh = store.load(run.id).row
     store.cancel_run(run.id, reason="", error="{}", timed_out=False, force=False)
     assert not commit(store, fresh, [step("two")]).committed
     assert query(store, "SELECT key FROM pickaxe.step") == [("one",)]
@@ -184,11 +184,11 @@ def test_a_reduction_of_a_run_that_has_moved_is_refused(store: Store) -> None:
 def test_a_reduction_is_not_undone_by_what_arrives_meanwhile_and_the_run_stays_ready_for_that(store: Store) -> None:
     run, rival = new_run(store), None
     store.send_signal(run.id, "go", "1", None)
-    rival = store.load_run(run.id)
+    rival = store.load(run.id).row
     done = commit(store, run, [step("one")])
     assert done.committed
     assert done.moved
-    assert store.load_run(run.id).state == "ready"
+    assert store.load(run.id).row.state == "ready"
     # One that was loaded after the signal came, but before that commit.
     assert not commit(store, rival, [step("one")]).committed
     assert query(store, "SELECT state, due IS NOT NULL FROM pickaxe.run") == [("ready", True)]
@@ -244,7 +244,7 @@ def test_a_due_inline_call_is_run_by_the_reduction_that_it_wakes(store: Store) -
     store.reclaim_steps()
     [due] = store.due_steps(300)
     assert store.wake(due.run)
-    assert store.load_log(store.load_run(run.id)).ready_inline == {"inline": 1}  # type: ignore[arg-type]
+    assert store.load(run.id).log.ready_inline == {"inline": 1}  # type: ignore[arg-type]
 
 
 def test_a_blocked_call_that_runs_out_of_time_does_not_make_room_for_another(store: Store) -> None:
@@ -296,7 +296,7 @@ def test_calls_that_end_while_their_gather_is_cancelled_end_one_way_or_the_other
         for key in keys:
             store.claim(run.id, key, 1, worker, grace=2)
         store.send_signal(run.id, "stop", "1", None)
-        loaded, start = store.load_run(run.id), threading.Barrier(5)
+        loaded, start = store.load(run.id).row, threading.Barrier(5)
 
         def end(key: str, run: Any = run, start: threading.Barrier = start) -> Any:
             start.wait()
@@ -354,7 +354,7 @@ def test_a_tree_whose_runs_end_and_are_cancelled_at_the_same_time_ends_once(stor
 
 
 def succeed(store: Store, run: uuid.UUID) -> Any:
-    return commit(store, store.load_run(run), [], "succeeded", output="1")
+    return commit(store, store.load(run).row, [], "succeeded", output="1")
 
 
 def cancel(store: Store, run: uuid.UUID, *, force: bool = False) -> Any:

@@ -44,12 +44,12 @@ class Case:
                     for i, key in enumerate(keys)
                 ),
             ]
-        loaded = store.load_run(run.id)
+        loaded = store.load(run.id).row
         assert loaded is not None
         values: dict[str, Any] = {
             "state": "waiting", "new_head": 0, "output": None, "error": None, "reason": None, "published": None,
             "started": loaded.now, "owner": "", "steps": _values.dump(rows), "children": None, "cancels": [],
-            "settled_keys": [], "settled_seqs": [], "carried": [],
+            "settled": [], "carried": [],
         }  # fmt: skip
         assert store.commit(loaded, **values).committed
 
@@ -380,7 +380,7 @@ def test_cancelling_a_run_ends_what_was_set_aside(store: Store) -> None:
 
 
 def suspect(case: Case, owner: str, *, limit: int = 2, patience: float = 60) -> Any:
-    loaded = case.store.load_run(case.run)
+    loaded = case.store.load(case.run).row
     assert loaded is not None
     return case.store.suspect_reduction(
         case.run, loaded.epoch, owner, limit=limit, patience=patience, reason="it kills its workers"
@@ -414,7 +414,7 @@ def test_a_reduction_that_another_living_process_has_begun_is_waited_for(store: 
     assert suspect(case, case.worker("two"), patience=0).verdict == "go"
     store.clear_reduction(case.run, "two")
     assert suspect(case, "two").verdict == "wait"
-    assert store.load_run(case.run).dispatches == 0  # type: ignore[union-attr]
+    assert store.load(case.run).row.dispatches == 0  # type: ignore[union-attr]
     store.clear_reduction(case.run, "one")
     assert suspect(case, "two").verdict == "go"
 

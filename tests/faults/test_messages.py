@@ -13,6 +13,9 @@ from tests.faults.app import expected, expected_load, load, one_slow, program
 from tests.faults.fleet import Entry, Fleet, eventually
 from tests.faults.report import Report
 
+EVERY_MESSAGE = {"PICKAXE_CONTINUATION": "plain"}
+"""Each call and each reduction has a message of its own."""
+
 
 @pytest.mark.scenario(17)
 @pytest.mark.timeout(60)
@@ -26,7 +29,7 @@ def test_messages_delivered_three_times_and_out_of_order_change_nothing(
             name,
             pool="threads",
             concurrency=4,
-            environment={"PICKAXE_TEST_BROKER": "triple", "PICKAXE_TEST_SEED": str(seed)},
+            environment=EVERY_MESSAGE | {"PICKAXE_TEST_BROKER": "triple", "PICKAXE_TEST_SEED": str(seed)},
         )
     assert fleet.results(runs) == [expected(1, 1), expected(2, 2)]
     assert fleet.results(more) == [expected_load(n) for n in range(6)]
@@ -42,7 +45,9 @@ def test_messages_delivered_three_times_and_out_of_order_change_nothing(
 def test_several_sweepers_at_once_do_no_harm(fleet: Fleet, evidence: Callable[..., None], report: Report) -> None:
     runs = [fleet.enqueue(program, 4, answer=5), *fleet.enqueue_many(load, [(n,) for n in range(6)])]
     fleet.client.redis.flushdb()
-    environment = {"PICKAXE_TEST_SWEEPERS": "all", "PICKAXE_TEST_BROKER": "drop", "PICKAXE_REDISPATCH_AFTER": "0.2"}
+    environment = EVERY_MESSAGE | {
+        "PICKAXE_TEST_SWEEPERS": "all", "PICKAXE_TEST_BROKER": "drop", "PICKAXE_REDISPATCH_AFTER": "0.2",
+    }  # fmt: skip
     workers = [
         fleet.start(name, pool="threads", concurrency=3, environment=environment) for name in ("one", "two", "three")
     ]
@@ -65,7 +70,7 @@ def test_when_every_message_is_lost_the_sweeper_alone_finishes_the_runs(
             name,
             pool="threads",
             concurrency=4,
-            environment={"PICKAXE_TEST_BROKER": "drop", "PICKAXE_REDISPATCH_AFTER": "0.2"},
+            environment=EVERY_MESSAGE | {"PICKAXE_TEST_BROKER": "drop", "PICKAXE_REDISPATCH_AFTER": "0.2"},
         )
     assert fleet.results(runs) == [expected(4, 5), *(expected_load(n) for n in range(3))]
     report(hits=len(fleet.entries("dropped")), verdict=fleet.check())
@@ -131,7 +136,7 @@ PATIENCE = 2
 def outlast(fleet: Fleet, pool: str, environment: Mapping[str, str]) -> tuple[list[Run[Any]], list[Entry]]:
     """Three calls that take four times as long as the broker is patient, and their beginnings."""
     for name in ("one", "two"):
-        patience = {"PICKAXE_TEST_VISIBILITY": str(PATIENCE)}
+        patience = EVERY_MESSAGE | {"PICKAXE_TEST_VISIBILITY": str(PATIENCE)}
         fleet.start(name, pool=pool, concurrency=2, environment={**patience, **environment})
     runs = fleet.enqueue_many(one_slow, [(4.5 * PATIENCE,) for _ in range(3)])
     eventually(lambda: len(fleet.running()) == 3, "the bodies run")

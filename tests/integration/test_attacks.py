@@ -430,6 +430,6 @@ def test_a_run_goes_on_under_a_storm_of_signals(services):
             thread.join(30)
     run.signal("more", "stop")
     advance(app, run)
-    sent = app.client.store.database.one("load_run", run=uuid.UUID(run.id)).wake
+    sent = app.client.store.database.one("route", run=uuid.UUID(run.id)).wake
     assert run.result(timeout=10) == sent - 1
     app.client.close()

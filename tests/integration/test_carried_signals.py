@@ -28,18 +28,18 @@ def app(services) -> Iterator[Pickaxe]:
 
 
 @pytest.mark.parametrize("early", [0, 1, 2])
-def test_a_signal_that_comes_between_the_loading_of_a_run_and_of_its_log_is_taken_once(app, early):
+def test_a_signal_that_comes_between_the_loading_of_a_run_and_its_commit_is_taken_once(app, early):
     run, engine = takes.enqueue(), app.engine
-    load_log, numbers = engine.store.load_log, iter(range(4))
+    commit, numbers = engine.store.commit, iter(range(4))
     for _ in range(early):
         run.signal("n", next(numbers))
 
-    def load_after_signals(row):
+    def commit_after_signals(row, **values):
         for number in numbers:
             run.signal("n", number)
-        return load_log(row)
+        return commit(row, **values)
 
-    engine.store.load_log = load_after_signals
+    engine.store.commit = commit_after_signals
     while run.status in ("ready", "waiting"):
         reduce(engine, uuid.UUID(run.id))
         assert run.status != "waiting", "a signal was lost"

@@ -21,6 +21,29 @@ BEGIN
     END IF;
 END $$;
 
+-- What a run's log has got since arrival p_head and commit p_epoch, as [steps, signals]: outcomes, steps that were asked
+-- for since, the calls of gathers that have ended since, and signals. Since -1 and -1: all of the chapter.
+CREATE FUNCTION pickaxe.news(p_run uuid, p_chapter integer, p_head integer, p_epoch integer) RETURNS json
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN json_build_array((
+        SELECT json_agg(json_build_array(
+            s.key, s.kind, s.name, s.digest, s.state, s.seq, extract(epoch FROM s.finished_at)::float8,
+            s.output, s.error, s.group_key, s.ordinal, s.attempt,
+            -- Once it has been dispatched, its due time only says when to do that again. What a person must resolve
+            -- has none.
+            s.state = 'unknown' AND s.due IS NULL OR s.dispatches = 0 AND s.due IS NOT NULL AND s.due > clock_timestamp()
+        ))
+        FROM pickaxe.step s WHERE s.run_id = p_run AND s.chapter = p_chapter AND (
+            s.seq > p_head OR s.born > p_epoch OR s.group_key IN (
+                SELECT g.key FROM pickaxe.step g
+                WHERE g.run_id = p_run AND g.chapter = p_chapter AND g.kind = 'gather' AND g.seq > p_head))
+    ), (
+        SELECT json_agg(json_build_array(g.seq, extract(epoch FROM g.created_at)::float8, g.name, g.payload))
+        FROM pickaxe.signal g WHERE g.run_id = p_run AND g.chapter = p_chapter AND g.seq > p_head
+    ));
+END $$;
+
 -- The next call that its gather's cap holds back may run, if there is one and the gather has a cap. The caller holds
 -- the row of the call whose place it takes.
 CREATE FUNCTION pickaxe.release_next(p_run uuid, p_group text, p_redispatch double precision) RETURNS text[]
