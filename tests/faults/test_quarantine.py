@@ -194,7 +194,7 @@ def test_a_run_whose_reduction_kills_its_workers_is_paused_and_goes_on_once_its_
         assert fleet.results(others) == [3, 3, 3, 3]
         assert fleet.query("SELECT count(*) FROM pickaxe.step WHERE state IN ('quarantined', 'unknown')") == [(0,)]
     with pytest.raises(RunPausedError, match="its agent's code kills the worker processes"):
-        run.result(timeout=1)
+        run.result(timeout=30)
     dead = [e.pid for e in fleet.entries("dies")]
     noted = run.view().error["deaths"]  # type: ignore[index]
     known = [int(death["owner"].split()[1]) for death in noted]
