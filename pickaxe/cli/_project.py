@@ -94,9 +94,16 @@ class Project:
 
 
 def nearest(file: Path) -> Path | None:
-    """The folder that holds `file`: the working directory, or the next one above it that does."""
+    """The folder that holds `file`: the working directory, or the next one above it that does.
+
+    Above, only what belongs to this user or to the working directory's owner counts: anybody may leave code in /tmp.
+    """
     here = Path.cwd()
-    return next((folder for folder in (here, *here.parents) if (folder / file).exists()), None)
+    trusted = {os.getuid(), here.stat().st_uid}
+    for folder in (here, *here.parents):
+        if (folder / file).exists() and (folder == here or (folder / file).stat().st_uid in trusted):
+            return folder
+    return None
 
 
 def load_app(path: str, folder: Path | None = None) -> Pickaxe:

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pickaxe.cli import cli
+from pickaxe.cli._project import APP_FILE, nearest
 
 COMMANDS = ["demo", "dev", "worker", "migrate", "run", "runs", "show", "cancel", "signal", "retry", "quarantine"]
 COMMANDS += ["resolve", "drop", "doctor", "version"]
@@ -134,6 +135,20 @@ def test_a_project_is_found_from_below_its_folder_with_its_settings(
     monkeypatch.setenv("PICKAXE_DATABASE_URL", "mysql://from/the/environment")
     pickaxe("runs")
     assert os.environ["PICKAXE_DATABASE_URL"] == "mysql://from/the/environment"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away")
+def test_a_project_above_that_somebody_else_has_left_there_is_not_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "workers").mkdir()
+    (tmp_path / "workers" / "app.py").write_text("raise RuntimeError('not mine')")
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    assert nearest(APP_FILE) == tmp_path
+    os.chown(tmp_path / "workers" / "app.py", 12345, -1)
+    assert nearest(APP_FILE) is None
+    assert "there is no workers/app.py in this folder or above it" in pickaxe("run", "research", "1").output
 
 
 def test_unreachable_services_have_their_own_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
