@@ -16,7 +16,7 @@ from pickaxe._durations import humanise
 from pickaxe._failpoints import failpoint
 from pickaxe._states import StepState
 from pickaxe.engine import _errors
-from pickaxe.engine._claims import Attempt, token
+from pickaxe.engine._claims import Attempt, hold_on, token
 from pickaxe.engine._doubt import answered, doubt
 from pickaxe.engine._engine import Engine
 from pickaxe.engine._gate import Throttled, enter
@@ -179,6 +179,20 @@ def insist(engine: Engine, name: str, write: Callable[[], T]) -> T:
 
 def settle(engine: Engine, outcome: Outcome) -> Settled:
     """Record an outcome, and no more than that. Who has woken the run is to see to its reduction."""
+    settled = unless_lost(engine, outcome, _settle(engine, outcome))
+    told(engine, outcome, settled)
+    return settled
+
+
+def unless_lost(engine: Engine, outcome: Outcome, settled: Settled) -> Settled:
+    """What recording an outcome did; it is recorded again if it was refused because Postgres has lost the claim."""
+    claim = outcome.claim
+    if settled.accepted or not insist(engine, _name(claim), lambda: hold_on(engine, claim, outcome.owner)):
+        return settled
+    return _settle(engine, outcome)
+
+
+def _settle(engine: Engine, outcome: Outcome) -> Settled:
     claim = outcome.claim
     failpoint("settle.before")
     settled = insist(engine, _name(claim), lambda: engine.store.settle(
@@ -186,7 +200,6 @@ def settle(engine: Engine, outcome: Outcome) -> Settled:
         output=outcome.output, error=outcome.error,
     ))  # fmt: skip
     failpoint("settle.after")
-    told(engine, outcome, settled)
     return settled
 
 

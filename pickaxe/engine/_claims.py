@@ -137,6 +137,20 @@ def claim(engine: Engine, spec: ToolSpec, message: dict[str, Any]) -> Attempt | 
         return own(engine, spec, claimed, owner, gate)
 
 
+def hold_on(engine: Engine, claimed: Claim, owner: str) -> bool:
+    """Own a call again whose claim Postgres has lost. False: it is not lost, or somebody else owns the call by now.
+
+    The claim of a call that may be repeated is not flushed when it commits, so for some 0.2 s a crash of Postgres can
+    undo it, and the call is as it was before, while its body runs here.
+    """
+    if claimed.options.get("effect"):
+        return False
+    failpoint("claim.before")
+    again = engine.store.claim(claimed.run, claimed.key, claimed.attempt, owner, grace=GRACE)
+    failpoint("claim.after")
+    return again is not None
+
+
 def own(engine: Engine, spec: ToolSpec, claimed: Claim, owner: str, gate: tuple[limiter.Claim, ...] = ()) -> Attempt:
     """The attempt of a call that is already claimed. `gate` are the limits to pass right before the body."""
     context = Context(

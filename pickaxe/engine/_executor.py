@@ -24,7 +24,7 @@ from pickaxe._states import RunState, StepKind, StepState
 from pickaxe._texts import storable
 from pickaxe.core._records import Decision
 from pickaxe.engine import _errors, _inline
-from pickaxe.engine._attempts import insist, told
+from pickaxe.engine._attempts import insist, told, unless_lost
 from pickaxe.engine._cancellation import cancel_orphans
 from pickaxe.engine._claims import Attempt, token
 from pickaxe.engine._dispatch import agent_message, dispatch, publish, publish_run
@@ -179,6 +179,7 @@ def _commit(
     failpoint("advance.before")
     settled, commit = insist(engine, name, lambda: engine.store.advance(row, outcome, **values))
     failpoint("advance.after")
+    settled = unless_lost(engine, outcome, settled)
     told(engine, outcome, settled)
     return settled, commit
 

@@ -14,6 +14,7 @@ import threading
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
+from pickaxe.engine._claims import hold_on
 from pickaxe.engine._doubt import doubt
 from pickaxe.engine._engine import Engine, new_owner
 from pickaxe.errors import PickaxeError
@@ -75,7 +76,7 @@ class Liveness:
             self._engine.store.holds(self._lock_holder)
         for token, attempt in self._engine.running.snapshot().items():
             # A call that was claimed after the beat's snapshot is not in `owned` yet: ask twice.
-            if token not in owned and attempt.missed():
+            if token not in owned and attempt.missed() and not hold_on(self._engine, attempt.claim, attempt.owner):
                 attempt.unwanted()
         self._give_back_strays(self._engine.running.strays(owned))
 

@@ -131,6 +131,7 @@ class Fleet:
         self.ledger = self.folder / "ledger"
         self.ledger.touch()
         audit.install(self.plain_url)
+        self._postgres = self._postgres_start()
         own = {name.removeprefix("PICKAXE_").lower(): value for name, value in self.settings.items()}
         self.client = Client(
             Settings(_env_file=None, database_url=self.database_url, redis_url=self.redis_url, **own)  # type: ignore[arg-type]
@@ -238,6 +239,9 @@ class Fleet:
         with psycopg.connect(self.plain_url, autocommit=True) as connection:
             return connection.execute(text, parameters).fetchall()
 
+    def _postgres_start(self) -> Any:
+        return self.query("SELECT pg_postmaster_start_time()")[0][0]
+
     def execute(self, text: str, *parameters: Any) -> None:
         url = self.database_url.replace("postgresql+psycopg", "postgresql")
         with psycopg.connect(url, autocommit=True) as connection:
@@ -336,7 +340,11 @@ class Fleet:
         return most
 
     def _one_result_each(self, same_clock: bool) -> None:
-        """I2: no body began after its result was recorded, and the recorded attempt's body did end, once."""
+        """I2: no body began after its result was recorded, and the recorded attempt's body did end, once.
+
+        A crash of Postgres can undo a claim; if its process dies before it makes it again, another makes the same one.
+        """
+        crashed = self._postgres_start() != self._postgres
         ends: defaultdict[str, list[Entry]] = defaultdict(list)
         for entry in self.entries("end", "failed"):
             ends[entry.key].append(entry)
@@ -358,9 +366,10 @@ class Fleet:
                 assert entry.at <= at, f"{entry} began after its result was recorded at {at}"
         for key, (state, attempt, _) in recorded.items():
             if state == "succeeded":
-                of_it = [e for e in ends[key] if e.word == "end" and e.attempt == str(attempt)]
-                assert len(of_it) == 1, f"{key} succeeded in attempt {attempt}, whose body ended {len(of_it)} times"
-        attempts = [(entry.key, entry.attempt) for entry in self.entries("start")]
+                of_it = [e.pid for e in ends[key] if e.word == "end" and e.attempt == str(attempt)]
+                once = len(of_it) == 1 or (crashed and len(of_it) == len(set(of_it)) > 1)
+                assert once, f"{key} succeeded in attempt {attempt}, whose body ended {len(of_it)} times"
+        attempts = [(e.key, e.attempt, e.pid if crashed else None) for e in self.entries("start")]
         assert len(attempts) == len(set(attempts)), "an attempt was run twice"
 
     def _one_seq_each(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,7 +16,7 @@ from pickaxe.embedded import Services
 from pickaxe.errors import ServiceUnavailableError
 from tests.faults.app import expected, expected_load, load, one_slow, program
 from tests.faults.audit import Barrier
-from tests.faults.fleet import Fleet, Moment, eventually, patiently
+from tests.faults.fleet import FAST, Fleet, Moment, eventually, patiently
 from tests.faults.report import Report, Verdict
 
 LOAD = 16
@@ -178,6 +179,29 @@ def test_a_postgres_that_crashes_again_and_again_buries_no_living_process(
         report(hits=len(moments), verdict=verdict, recovery=fleet.recovery(*moments), buried=died, runs=len(runs))
         assert died == 0
         assert all(not worker.has_died() for worker in fleet.workers)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.scenario(10)
+@pytest.mark.parametrize("seconds", [0.5, 4.0])
+def test_a_call_whose_claim_was_undone_by_a_crash_of_postgres_is_still_run_once(
+    own_services: Services, tmp_path: Any, report: Report, seconds: float
+) -> None:
+    undone, runs = 0, []
+    patient = FAST | {"PICKAXE_REDISPATCH_AFTER": "10", "PICKAXE_BEAT_EVERY": "1", "PICKAXE_DEAD_AFTER": "3"}
+    with Fleet(own_services.database_url, own_services.redis_url, tmp_path, settings=patient) as fleet:
+        worker = fleet.start("one", environment={"PICKAXE_CONTINUATION": "resume"})
+        while not undone and len(runs) < 10:
+            runs.append(fleet.enqueue(one_slow, seconds))
+            eventually(lambda: len(fleet.entries("start")) == len(runs), "the body runs")
+            worker.send(signal.SIGSTOP)
+            own_services.postgres.restart(mode="immediate")
+            [step] = fleet.query("SELECT state, attempt FROM pickaxe.step WHERE run_id = %s", runs[-1].id)
+            undone += step == ("ready", 0)
+            worker.send(signal.SIGCONT)
+            assert fleet.results(runs) == [49] * len(runs)
+        assert len(fleet.entries("start")) == len(runs)
+        report(hits=undone, verdict=fleet.check())
 
 
 @pytest.mark.timeout(60)

@@ -119,6 +119,40 @@ def test_messages_are_sent_in_order_with_everything_flower_shows(redis_url: str,
     assert expected.items() <= headers[-1].items()
 
 
+def test_commands_that_go_along_come_before_the_message_and_in_its_round_trip(redis_url: str) -> None:
+    publisher = Publisher(make_app(redis_url), redis_url=redis_url)
+    publisher.publish([quick(0)])  # connects
+    assert publisher.takes_along([quick(1)])
+    with Redis.from_url(redis_url, decode_responses=True) as client, client.monitor() as monitor:
+        publisher.publish([quick(1), quick(2)], along=[("SET", "told", "yes"), ("NONSENSE",), ("INCR", "counted")])
+        publisher.publish([quick(3)])
+        client.set("over", "1")  # on a connection of its own, which says hello first
+        told = []
+        while "over" not in (command := monitor.next_command())["command"]:
+            told.append((command["client_port"], command["command"].split()[0]))
+        assert (client.get("told"), client.get("counted")) == ("yes", "1")
+    assert [name for port, name in told if port == told[0][0]] == ["SET", "INCR", "LPUSH", "LPUSH", "LPUSH"]
+    assert [m["headers"]["id"] for m in sent(redis_url, "celery")] == ["id-0", "id-1", "id-2", "id-3"]
+
+
+def test_commands_go_along_only_where_they_are_meant_for(redis_url: str) -> None:
+    elsewhere = redis_url.rpartition("/")[0] + "/15"
+    assert not Publisher(make_app(redis_url)).takes_along([quick(1)])
+    assert not Publisher(make_app(redis_url), redis_url=elsewhere).takes_along([quick(1)])
+    assert not Publisher(make_app(redis_url), redis_url=redis_url).takes_along([quick(n) for n in range(4)])
+
+
+def test_commands_that_went_along_are_not_sent_again_with_the_message(server: RedisServer) -> None:
+    publisher = Publisher(make_app(server.url), redis_url=server.url)
+    publisher.publish([quick(0)])
+    server.stop()
+    server.start()
+    publisher.publish([quick(1)], along=[("INCR", "counted")])
+    with Redis.from_url(server.url, decode_responses=True) as client:
+        assert client.get("counted") in (None, "1")
+    assert [m["headers"]["id"] for m in sent(server.url, "celery")][-1] == "id-1"
+
+
 def test_the_most_urgent_messages_run_first(redis_url: str, tmp_path: Path) -> None:
     app = make_app(redis_url)
     Publisher(app).publish([quick(priority, priority=priority) for priority in range(10)])

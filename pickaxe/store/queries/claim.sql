@@ -2,7 +2,8 @@
 -- message finds another state or attempt, and takes nothing; nor does a process that was declared dead, until it has
 -- taken a new name. Of the steps that are charged with deaths, a worker runs one at a time. With :informed, also what the
 -- process needs to go on with the run: what is new in its log since arrival :seen_head and commit :seen_epoch of chapter
--- :seen_chapter, or, if these are null, all of it and the run's input besides.
+-- :seen_chapter, or, if these are null, all of it and the run's input besides. The claim of a call that may be repeated is
+-- not flushed: the process that loses it in a crash of Postgres makes it again.
 UPDATE pickaxe.step s SET
     state = 'running', attempt = s.attempt + 1, owner = :owner, ran_by = :owner, dispatches = 0, reason = NULL,
     progress = NULL, started_at = clock_timestamp(),
@@ -23,6 +24,7 @@ RETURNING s.name, s.digest, s.input AS arguments, s.options, s.attempt, s.deaths
     r.id, r.agent, r.version, r.root, r.queue, r.priority, r.parent_run, r.chapter, r.state, r.dispatches, r.epoch, r.head, r.wake,
     r.cancel_seq, extract(epoch FROM r.cancel_at)::float8 AS cancelled, r.cancel_reason, r.timed_out,
     extract(epoch FROM r.chapter_at)::float8 AS started, extract(epoch FROM clock_timestamp())::float8 AS now,
+    CASE WHEN NOT s.options::jsonb ? 'effect' THEN set_config('synchronous_commit', 'off', true) END,
     CASE WHEN :informed AND CAST(:seen_chapter AS integer) IS NULL THEN r.input END AS input,
     CASE WHEN :informed AND s.group_key IS NULL AND r.state IN ('ready', 'waiting')
             AND r.chapter = coalesce(CAST(:seen_chapter AS integer), r.chapter)
