@@ -36,6 +36,7 @@ from pickaxe.engine import _work
 from pickaxe.engine._engine import Engine, new_owner
 from pickaxe.engine._liveness import Liveness
 from pickaxe.engine._messages import agent_fault, tool_fault
+from pickaxe.engine._namesakes import warn_of_namesakes
 from pickaxe.engine._quarantine import report_exit
 from pickaxe.engine._sweeper import Sweeper
 from pickaxe.errors import ConfigurationError, DuplicateHandleError, ServiceUnavailableError
@@ -222,6 +223,8 @@ class Pickaxe(BrokerApp):
         self.engine.family = self._family
         self._sweeper = Sweeper(self.engine)
         self._sweeper.start()
+        # In a thread, as below: nothing waits for a warning.
+        threading.Thread(target=warn_of_namesakes, args=(self.engine,), daemon=True).start()
 
     def _worker_stopped(self) -> None:
         if self._sweeper is not None:

@@ -1,47 +1,37 @@
-"""Runs seen from outside: start them, wait for them, talk to them."""
+"""The way to a fleet from outside: start runs, find them, publish events."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import redis
 
 from pickaxe import _values
-from pickaxe._durations import Duration, optional_seconds
 from pickaxe._failpoints import failpoint
+from pickaxe._run import Run
 from pickaxe._settings import Settings
-from pickaxe._states import RunState
 from pickaxe._texts import checked
 from pickaxe._uuids import uuid7
 from pickaxe.authoring import _handles
 from pickaxe.authoring._handles import Agent, EnqueueOptions, Handle
 from pickaxe.broker import BrokerApp, Publisher
-from pickaxe.engine import _cancellation, _resolution
 from pickaxe.engine._dispatch import agent_message, publish, publish_run
 from pickaxe.engine._engine import Engine
 from pickaxe.errors import (
     ConfigurationError,
     InputError,
     NotFoundError,
-    ResultTimeoutError,
-    RunCancelledError,
-    RunFailedError,
-    RunPausedError,
     SchemaError,
     ServiceUnavailableError,
 )
-from pickaxe.store import Database, NewRun, RunView, StepView, Store, check_schema
+from pickaxe.store import Database, NewRun, RunView, Store, check_schema
 from pickaxe.store._outbox import insert_with
-from pickaxe.streams import Transition, follow
-
-R = TypeVar("R")
 
 logger = logging.getLogger("pickaxe")
 
@@ -86,13 +76,16 @@ class Client:
     @cached_property
     def publisher(self) -> Publisher:
         """The broker."""
+        url = self.settings.redis_url
+        return Publisher(self._broker_app(), redis_url=None if url is None else url.get_secret_value())
+
+    def _broker_app(self) -> Any:
         if self._app is None:
             url = self.settings.broker_url or self.settings.redis_url
             if url is None:
                 raise ConfigurationError("PICKAXE_REDIS_URL is not set: it is the broker, such as redis://host:6379/0")
             self._app = BrokerApp("pickaxe-client", url.get_secret_value(), None, None)
-        url = self.settings.redis_url
-        return Publisher(self._app, redis_url=None if url is None else url.get_secret_value())
+        return self._app
 
     @cached_property
     def engine(self) -> Engine:
@@ -167,7 +160,7 @@ class Client:
             runs = [replace(run, due_in=run.delay) for run in runs]
             known = insert_with(connection, runs, on_commit=lambda: self._publish_new(runs))
             ids = [known.get((run.agent, run.idempotency_key), run.id) for run in runs]
-        return [Run(self, run_id, handle) for run_id in ids]
+        return [Run(self, run_id, handle, is_new=run.id == run_id) for run, run_id in zip(runs, ids, strict=True)]
 
     def _publish_new(self, runs: Sequence[NewRun]) -> None:
         if later := [run.delay for run in runs if run.delay]:
@@ -218,6 +211,15 @@ class Client:
             raise NotFoundError(f"{run_id!s} begins the id of more than one run: give more of it")
         return found[0]
 
+    def queues_served(self, *, patience: float = 1.0) -> dict[str, set[str]]:
+        """The workers that answer within `patience` seconds, by name, and the queues that each takes from.
+
+        Raises `ServiceUnavailableError` when the broker is away.
+        """
+        from pickaxe.broker import queues_served
+
+        return queues_served(self._broker_app(), patience=patience)
+
     def runs(self, **filters: Any) -> list[RunView]:
         """Runs, newest first: `agent`, `states`, `children`, `limit`."""
         return self.store.list_runs(**filters)
@@ -234,160 +236,6 @@ class Client:
         return len(woken)
 
 
-class Run(Generic[R]):
-    """One run, from outside. Holds no connection of its own and may be made anew from `id` at any time."""
-
-    def __init__(self, client: Client, run_id: uuid.UUID, handle: Any = None) -> None:
-        self._client = client
-        self._handle = handle
-        self.id = str(run_id)
-
-    def __repr__(self) -> str:
-        return f"<Run {self.id}>"
-
-    @property
-    def _uuid(self) -> uuid.UUID:
-        return uuid.UUID(self.id)
-
-    def view(self) -> RunView:
-        """The run as it stands. Raises `NotFoundError`."""
-        view = self._client.store.view_run(self._uuid)
-        if view is None:
-            raise NotFoundError(f"there is no run {self.id}: if it was enqueued in a transaction, is that committed?")
-        return view
-
-    @property
-    def status(self) -> RunState:
-        """Where the run is: `ready`, `waiting`, `paused`, `succeeded`, `failed` or `cancelled`."""
-        return self.view().state
-
-    def state(self) -> Any:
-        """What the agent last published with `set_state`, None before."""
-        return self.view().published
-
-    def steps(self) -> list[StepView]:
-        """The run's log, in the order the steps were asked for."""
-        return self._client.store.view_steps(self._uuid)
-
-    def result(self, timeout: Duration | None = None) -> R:
-        """Wait for the run to end and return its typed result.
-
-        Raises `RunFailedError`, `RunCancelledError`, `RunPausedError`, or, after `timeout` (default: never),
-        `ResultTimeoutError`; the run goes on then.
-        """
-        limit = optional_seconds(timeout)
-        deadline = None if limit is None else time.monotonic() + limit
-        pause = 0.005
-        while (view := self.view()).state in (RunState.READY, RunState.WAITING):
-            if deadline is not None and time.monotonic() >= deadline:
-                raise ResultTimeoutError(
-                    f"run {self.id} of agent {view.agent!r} has not ended within {limit:g} s; it goes on: see "
-                    f"`pickaxe show {self.id[:13]}`",
-                    run_id=self.id,
-                )
-            time.sleep(pause if deadline is None else max(0.0, min(pause, deadline - time.monotonic())))
-            pause = min(pause * 1.5, 0.25)
-        return self._ended(view)
-
-    async def aresult(self, timeout: Duration | None = None) -> R:
-        """`result` for asynchronous code."""
-        return await asyncio.to_thread(self.result, timeout)
-
-    def _ended(self, view: RunView) -> R:
-        error = view.error or {}
-        told = f"{error.get('type', '')}: {error.get('message', '')}"
-        if view.state is RunState.SUCCEEDED:
-            value: R = view.output if self._handle is None else self._typed(view.output)
-            return value
-        if view.state is RunState.PAUSED:
-            raise RunPausedError(f"run {self.id} is paused: {view.reason}", run_id=self.id, error=error)
-        if view.state is RunState.CANCELLED:
-            raise RunCancelledError(
-                f"run {self.id} of agent {view.agent!r} was cancelled: {error.get('message', '')}",
-                run_id=self.id, error=error,
-            )  # fmt: skip
-        raise RunFailedError(f"run {self.id} of agent {view.agent!r} failed: {told}", run_id=self.id, error=error)
-
-    def _typed(self, output: Any) -> R:
-        value: R = self._handle.spec.signature.decode_output(_values.dump(output))
-        return value
-
-    def signal(self, name: str, payload: Any = None, *, idempotency_key: str | None = None) -> bool:
-        """Send the run a signal. It is buffered until the run waits for it.
-
-        A second signal with the same `idempotency_key` changes nothing. False if the run is over.
-        """
-        client = self._client
-        checked(name, "the name of the signal")
-        if idempotency_key is not None:
-            checked(idempotency_key, "the idempotency key")
-        text = _values.encode(
-            _values.adapter(Any), payload, what=f"the signal {name!r}", cap=client.settings.max_payload
-        )
-        failpoint("signal.before")
-        sent = client.store.send_signal(self._uuid, name, text, idempotency_key)
-        failpoint("signal.after")
-        if sent.state is None:
-            raise NotFoundError(f"there is no run {self.id}")
-        if sent.woken:
-            publish_run(client.engine, self._uuid)
-        return not RunState(sent.state).terminal
-
-    def cancel(self, reason: str = "cancelled by a person", *, force: bool = False) -> bool:
-        """Tell the run to stop. False if it is over, or was told before.
-
-        Its agent sees `asyncio.CancelledError` and may clean up; with `force` the run ends at once, without.
-        """
-        checked(reason, "the reason", longest=4000, empty=True)
-        done = _cancellation.cancel(self._client.engine, self._uuid, reason=reason, force=force)
-        if done is None:
-            raise NotFoundError(f"there is no run {self.id}")
-        return done
-
-    def resolve(
-        self, step: str, *, result: Any = _resolution.NOTHING, failed: str | None = None, again: bool = False,
-        by: str = "",
-    ) -> None:  # fmt: skip
-        """Say how an unknown or quarantined step goes on: with this `result`, as `failed` (why), or `again`.
-
-        Raises `ResolveError`, `NotFoundError`, or `OutputError` for what its tool does not promise. `by`: who says so.
-        """
-        known = getattr(self._client._app, "handles", {})
-        verdict = _resolution.Verdict(result, failed, again, by)
-        _resolution.resolve(self._client.engine, self._uuid, step, verdict, known.get)
-
-    def retry(self, step: str | None = None, *, by: str = "") -> bool:
-        """Let a paused run go on, with the code its worker has now. False if it is not paused.
-
-        With `step` that quarantined step runs again. Raises `ResolveError` when it is not quarantined.
-        """
-        if step is not None:
-            _resolution.retry(self._client.engine, self._uuid, step, by=by)
-            return True
-        version = self._handle.spec.version if self._handle is not None else self.view().version
-        failpoint("resume.before")
-        resumed = self._client.store.resume_run(self._uuid, version)
-        failpoint("resume.after")
-        if resumed:
-            publish_run(self._client.engine, self._uuid)
-        return resumed
-
-    def stream(self, cursor: str | None = None) -> Iterator[Transition]:
-        """The run's transitions as they happen, from the beginning or from after `cursor`, until it ends.
-
-        Each transition carries a `cursor` to resume from. After a loss of Redis a `restarted` transition
-        comes first and then everything again, as the log has it.
-        """
-        client = self._client
-        return follow(client.store, client.redis, self._uuid, cursor, ttl=client.settings.stream_ttl)
-
-    async def astream(self, cursor: str | None = None) -> AsyncIterator[Transition]:
-        """`stream` for asynchronous code."""
-        transitions = self.stream(cursor)
-        while (item := await asyncio.to_thread(next, transitions, None)) is not None:
-            yield item
-
-
 def _default_client() -> Any:
     settings = Settings()
     if settings.database_url is None:
@@ -398,3 +246,5 @@ def _default_client() -> Any:
 _clients: dict[str, Client] = {}
 
 _handles.default_binding = _default_client
+
+__all__ = ["Client", "Run"]

@@ -96,7 +96,7 @@ class RunError(PickaxeError):
     """How a run ended, when it did not end well.
 
     `run_id` is the run; `error` the recorded error as a mapping with `type`, `message` and,
-    where known, `traceback`.
+    where known, `traceback` and `where`: the line of the agent's code, as `"file.py:12 in function"`.
     """
 
     def __init__(self, message: str, *, run_id: str = "", error: dict[str, Any] | None = None) -> None:
@@ -129,7 +129,7 @@ class StepError(PickaxeError):
     """How a step ended, raised inside the agent that awaited it.
 
     `step` is the step's key, `type` the name of the original exception's class, `error` all that
-    was recorded of it.
+    was recorded of it, as in `RunError`; `where` is a line of the tool's code.
     """
 
     def __init__(self, message: str, *, step: str = "", error: dict[str, Any] | None = None) -> None:

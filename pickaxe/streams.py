@@ -12,6 +12,7 @@ import redis
 
 from pickaxe import _values
 from pickaxe._states import RunState, StepState
+from pickaxe.engine._errors import brief
 from pickaxe.engine._transitions import MAX_LENGTH, stream_key
 from pickaxe.errors import NotFoundError
 from pickaxe.store import RunView, StepView, Store
@@ -29,7 +30,8 @@ class Transition:
     `kind` is `"run"`, `"step"`, or `"restarted"`: what came before is told again from the beginning. `state`
     is the run's or step's new state; steps also have `requested`, `running`, `retrying`, `lost` (its worker
     died), `unknown` and `quarantined` (it was set aside), `released` (it may run again) and `progress`. `more` holds
-    what else is known, such as `worker`, `reason` or `value`. `cursor` resumes after this transition.
+    what else is known, such as `worker`, `reason` or `value`, and of a failure `error` (its type), `message` and, where
+    known, `where` (a line of code). `cursor` resumes after this transition.
     """
 
     kind: str
@@ -172,7 +174,7 @@ def from_log(run: RunView, steps: list[StepView]) -> list[Transition]:
     for step in steps:
         found += _of_step(step)
     if run.state.terminal or run.state is RunState.PAUSED:
-        found.append(Transition("run", str(run.state), at=run.finished_at))
+        found.append(Transition("run", str(run.state), at=run.finished_at, more=brief(run.error)))
     return sorted(found, key=lambda t: (t.at is None, t.at or run.created_at))
 
 
@@ -193,7 +195,8 @@ def _of_step(step: StepView) -> list[Transition]:
             found.pop()
         found.append(aside)
     if step.state.terminal:
-        found.append(Transition("step", str(step.state), step.key, step.name, step.attempt, step.finished_at))
+        ended = str(step.state), step.key, step.name, step.attempt, step.finished_at
+        found.append(Transition("step", *ended, brief(step.error)))
     return found
 
 
@@ -206,7 +209,7 @@ def _of_the_past(step: StepView, past: dict[str, Any], attempt: int) -> Iterator
         return
     yield Transition("step", "running", step.key, step.name, attempt, at, {"worker": past.get("owner")})
     ended = {"died": "lost", "unknown": "unknown", "not reconciled": "unknown"}.get(past["ended"], "retrying")
-    yield Transition("step", ended, step.key, step.name, attempt, at, {"error": past.get("type")})
+    yield Transition("step", ended, step.key, step.name, attempt, at, brief(past) if "type" in past else {})
 
 
 def _placed(t: Transition, cursor: str) -> Transition:

@@ -262,10 +262,10 @@ class Agent(Handle[P, R]):
     ) -> Run[R]:
         """Start a run on the fleet. Returns as soon as the run is safe in Postgres.
 
-        A second call with the same `idempotency_key` returns the first one's run. `delay` starts it later;
-        `priority` is 0 to 9, 9 the most urgent; `metadata` is JSON kept with the run. With `connection` (a
-        SQLAlchemy connection or session, or a psycopg connection, to the same database) the run is part of
-        that transaction: no run if it rolls back, exactly one if it commits.
+        A second call with the same `idempotency_key` returns the first one's run, whose `is_new` is False then.
+        `delay` starts it later; `priority` is 0 to 9, 9 the most urgent; `metadata` is JSON kept with the run.
+        With `connection` (a SQLAlchemy connection or session, or a psycopg connection, to the same database) the
+        run is part of that transaction: no run if it rolls back, exactly one if it commits.
 
         Raises `InputError` for arguments that do not fit, `PayloadError` for ones too large,
         `ServiceUnavailableError` when Postgres cannot be reached.

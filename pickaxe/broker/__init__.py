@@ -1,7 +1,7 @@
 """The broker: the only part of Pickaxe that knows Celery.
 
 * `install`, `celery_config`, `configure`: make an app's transport and settings what Pickaxe is tested with.
-* `Publisher`, `Message`: send messages.
+* `Publisher`, `Message`: send messages; `queues_served`: who takes them.
 * `Consumer`: nothing that arrives is dropped silently.
 * `CoroutinePool`, `use_coroutine_pool`: run async tasks; `current_message`: for which message.
 * `on_worker_start` and its kin, `running_worker`: the worker's life.
@@ -31,13 +31,15 @@ from pickaxe.broker._transport import install
 
 if TYPE_CHECKING:
     from pickaxe.broker._consumer import Consumer
+    from pickaxe.broker._control import queues_served
     from pickaxe.broker._pool import TaskPool as CoroutinePool
     from pickaxe.broker._pool import use_coroutine_pool
 
-#: Loaded when asked for: only workers need them, and they pull in Celery's whole worker.
+#: Loaded when asked for: few need them, and they pull in much of Celery.
 _LAZY = {
     "Consumer": ("pickaxe.broker._consumer", "Consumer"),
     "CoroutinePool": ("pickaxe.broker._pool", "TaskPool"),
+    "queues_served": ("pickaxe.broker._control", "queues_served"),
     "use_coroutine_pool": ("pickaxe.broker._pool", "use_coroutine_pool"),
 }
 
@@ -63,6 +65,7 @@ __all__ = [
     "on_worker_boot",
     "on_worker_start",
     "on_worker_stop",
+    "queues_served",
     "running_worker",
     "use_coroutine_pool",
 ]

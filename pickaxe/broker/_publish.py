@@ -31,7 +31,7 @@ BATCH_SIZE = 200
 #: How long to wait for one of the pool's connections.
 ACQUIRE_TIMEOUT = 2.0
 
-_BROKER_ERRORS: tuple[type[Exception], ...] = (
+BROKER_ERRORS: tuple[type[Exception], ...] = (
     RedisError,
     OperationalError,
     BatchPublishError,
@@ -152,7 +152,7 @@ class Publisher:
         with _as_publish_error():
             try:
                 send()
-            except _BROKER_ERRORS as error:
+            except BROKER_ERRORS as error:
                 if _was_timeout(error):
                     raise
                 send()
@@ -241,7 +241,7 @@ class Publisher:
 def _as_publish_error() -> Iterator[None]:
     try:
         yield
-    except _BROKER_ERRORS as error:
+    except BROKER_ERRORS as error:
         cause = error.__cause__ if isinstance(error, BatchPublishError) and error.__cause__ else error
         raise PublishError(
             f"the broker did not take the messages: {cause or type(cause).__name__}. "

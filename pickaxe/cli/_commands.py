@@ -30,7 +30,7 @@ def cli() -> None:
       pickaxe show latest           what it did, and what it waits for
 
     RUN is always a run's id, the beginning of one, or `latest`. Services are found by PICKAXE_DATABASE_URL and
-    PICKAXE_REDIS_URL (or a .env file), or by a `pickaxe dev` running in this folder.
+    PICKAXE_REDIS_URL (or a .env file), or by a `pickaxe dev` running in this folder or above it.
     """
 
 

@@ -17,7 +17,17 @@ from typing import Any
 import click
 
 from pickaxe.cli._processes import Children
-from pickaxe.cli._project import DEFAULT_APP, DEV_FILE, Project, app_option, load_app, pass_project, template
+from pickaxe.cli._project import (
+    APP_FILE,
+    DEFAULT_APP,
+    DEV_FILE,
+    Project,
+    app_option,
+    load_app,
+    nearest,
+    pass_project,
+    template,
+)
 from pickaxe.cli._text import say
 from pickaxe.errors import ConfigurationError
 
@@ -44,15 +54,16 @@ Examples:
 def dev(project: Project, workers: int, concurrency: int, reload: bool, flower: bool, log_level: str) -> None:
     """Postgres and Redis of your own, migrated, with workers that reload on change.
 
-    Data stays in ./.pickaxe. Without a workers/app.py here it runs the fleet that comes with Pickaxe. Other
-    commands in this folder find the services by themselves while this runs. Ctrl-C stops everything.
+    Runs the workers/app.py of this folder, or of the next above; without one, the fleet that comes with Pickaxe.
+    Data stays in .pickaxe beside it. Other commands, there and below, find the services by themselves while this
+    runs. Ctrl-C stops everything.
     """
     signal.signal(signal.SIGTERM, _leave)
-    path, folder = _target(project)
+    path, folder, home = _target(project)
     with ExitStack() as stack:
-        services = _start_services(stack)
+        services = _start_services(stack, home)
         load_app(path, folder)  # what is wrong with it is said here, once, not by every worker
-        stack.enter_context(announced(services, folder, path))
+        stack.enter_context(announced(services, folder, path, home))
         environment = {
             **QUIET_ENVIRONMENT,
             "PICKAXE_DATABASE_URL": services.database_url,
@@ -63,7 +74,7 @@ def dev(project: Project, workers: int, concurrency: int, reload: bool, flower: 
         stack.callback(children.stop)
         command = ["-m", "pickaxe", "-A", path, "worker", "-c", str(concurrency), "-l", log_level]
         _start_workers(children, command, workers)
-        _say_where(services, path, folder)
+        _say_where(services, path, folder, home)
         if flower:
             _start_flower(sides, path)
         say(("Ctrl-C stops everything", "dim"))
@@ -73,9 +84,10 @@ def dev(project: Project, workers: int, concurrency: int, reload: bool, flower: 
 
 
 @contextmanager
-def announced(services: Any, folder: Path, path: str = DEFAULT_APP) -> Iterator[None]:
-    """While this is entered, commands in the working directory find these services and this app."""
-    DEV_FILE.parent.mkdir(exist_ok=True)
+def announced(services: Any, folder: Path, path: str = DEFAULT_APP, home: Path | None = None) -> Iterator[None]:
+    """While this is entered, commands in `home` (default: the working directory) find these services and this app."""
+    place = (home or Path.cwd()) / DEV_FILE
+    place.parent.mkdir(exist_ok=True)
     known = {
         "pid": os.getpid(),
         "app": path,
@@ -83,30 +95,32 @@ def announced(services: Any, folder: Path, path: str = DEFAULT_APP) -> Iterator[
         "database_url": services.database_url,
         "redis_url": services.redis_url,
     }
-    file = os.open(DEV_FILE, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)  # it holds passwords
+    file = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)  # it holds passwords
     with os.fdopen(file, "w", encoding="utf-8") as opened:
         json.dump(known, opened)
     try:
         yield
     finally:
-        DEV_FILE.unlink(missing_ok=True)
+        place.unlink(missing_ok=True)
         with suppress(OSError):
-            DEV_FILE.parent.rmdir()
+            place.parent.rmdir()
 
 
-def _target(project: Project) -> tuple[str, Path]:
+def _target(project: Project) -> tuple[str, Path, Path]:
+    """Which app, the folder it is in, and the one that data stays in."""
+    here = Path.cwd()
     if project.path:
-        return project.path, Path.cwd()
-    if Path("workers/app.py").exists():
-        return DEFAULT_APP, Path.cwd()
-    return DEFAULT_APP, template()
+        return project.path, here, here
+    if folder := nearest(APP_FILE):
+        return DEFAULT_APP, folder, folder
+    return DEFAULT_APP, template(), here
 
 
-def _start_services(stack: ExitStack) -> Any:
+def _start_services(stack: ExitStack, home: Path) -> Any:
     from pickaxe.embedded import Services
     from pickaxe.store import Database, migrate
 
-    services = stack.enter_context(Services.start(Path(".pickaxe") / "services"))
+    services = stack.enter_context(Services.start(home / ".pickaxe" / "services"))
     os.environ["PICKAXE_DATABASE_URL"] = services.database_url
     os.environ["PICKAXE_REDIS_URL"] = services.redis_url
     database = Database(services.database_url)
@@ -120,9 +134,9 @@ def _start_workers(children: Children, command: list[str], count: int) -> None:
         children.start(f"worker-{number}", [*command, "-n", f"dev-{number}@%h"])
 
 
-def _say_where(services: Any, path: str, folder: Path) -> None:
+def _say_where(services: Any, path: str, folder: Path, home: Path) -> None:
     say(("pickaxe dev", "bold"), f"  {path} in {folder}")
-    say("  in this folder `pickaxe` finds these by itself; elsewhere:")
+    say(f"  in {home} `pickaxe` finds these by itself; elsewhere:")
     say(f"  export PICKAXE_DATABASE_URL='{services.database_url}'")
     say(f"  export PICKAXE_REDIS_URL='{services.redis_url}'")
 

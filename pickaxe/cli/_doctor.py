@@ -11,13 +11,14 @@ from typing import Any
 import click
 import redis
 
-from pickaxe import _values
 from pickaxe._durations import humanise
 from pickaxe.cli._errors import FAILED, refused
 from pickaxe.cli._project import Project, app_option, json_option, pass_project
 from pickaxe.cli._text import one_line, print_json, print_table, say
+from pickaxe.cli._untaken import Takers, takers, untaken
 from pickaxe.cli._worker import queues_of
 from pickaxe.client import Client
+from pickaxe.engine._namesakes import ADVICE, CONSEQUENCE, namesakes
 from pickaxe.errors import PickaxeError
 from pickaxe.store import SCHEMA_RANGE, check_schema
 
@@ -146,21 +147,48 @@ def _count(name: str, count: int, what: str, advice: str, *, problem: bool = Fal
 
 
 def _workers(project: Project, *, ask: bool) -> list[Check]:
-    workers, app = project.client.store.list_workers(), project.app_if_any
+    client, app = project.client, project.app_if_any
+    workers = client.store.list_workers()
     if not workers:
         return [Check("workers", "problem", "none is running", "start one with `pickaxe worker`", FAILED)]
-    known = {name for worker in workers for name in _values.load(worker.handles)}
-    checks = [_names(workers)]
-    checks += [_beats(workers)]
+    shared = namesakes(client.store, vanished=client.settings.vanished_after)
+    who = takers(workers, client.queues_served() if ask else {}, shared)
+    checks = [_names(workers), *_namesakes(shared), _beats(workers), *_open_work(client, who)]
     if app is None:
-        return [*checks, Check("app", "warning", "none here", "with -A, doctor compares its handles with the workers'")]
-    missing = sorted(set(app.handles) - known)
-    if missing:
-        checks.append(Check("handles", "problem", f"no live worker knows {', '.join(missing)}",
-                            "deploy the workers, or add them to their Pickaxe(...)", FAILED))  # fmt: skip
+        checks.append(Check("app", "warning", "none here", "with -A, doctor compares its handles with the workers'"))
     else:
-        checks.append(Check("handles", "ok", f"all {len(app.handles)} of the app are known to a live worker"))
-    return [*checks, _queues(app)] if ask else checks
+        checks.append(_handles(app, who))
+    return [*checks, *_queues(app, who)] if ask else checks
+
+
+def _handles(app: Any, who: Takers) -> Check:
+    missing = sorted(set(app.handles) - set().union(*who.knows.values()))
+    if not missing:
+        return Check("handles", "ok", f"all {len(app.handles)} of the app are known to a live worker")
+    return Check("handles", "problem", f"no live worker knows {', '.join(missing)}",
+                 "deploy the workers, or add them to their Pickaxe(...)", FAILED)  # fmt: skip
+
+
+def _open_work(client: Client, who: Takers) -> list[Check]:
+    """Calls and runs that stand still because nobody is there to take them."""
+    found = untaken(client, who)
+    if not found:
+        return [Check("open work", "ok", "there is a worker for all of it")]
+    return [_if_certain("open work", work.found, work.advice, who, certain=work.certain) for work in found]
+
+
+def _if_certain(name: str, found: str, advice: str, who: Takers, *, certain: bool) -> Check:
+    """A problem, unless somebody who was not heard may see to it."""
+    if certain:
+        return Check(name, "problem", found, advice, FAILED)
+    return Check(name, "warning", found, f"{advice}; but it is not known what {', '.join(who.unheard)} take from")
+
+
+def _namesakes(shared: dict[str, list[list[int]]]) -> Iterator[Check]:
+    for name, workers in shared.items():
+        processes = " and ".join(", ".join(map(str, pids)) for pids in workers)
+        found = f"{len(workers)} workers are named {name} (processes {processes}): {CONSEQUENCE}"
+        yield Check("node names", "warning", found, ADVICE)
 
 
 def _names(workers: list[Any]) -> Check:
@@ -179,15 +207,13 @@ def _beats(workers: list[Any]) -> Check:
                  "that process is frozen or cut off, or nobody sweeps")  # fmt: skip
 
 
-def _queues(app: Any) -> Check:
-    answers = app.control.inspect(timeout=1.0).active_queues() or {}
-    served = {queue["name"] for queues in answers.values() for queue in queues}
-    unserved = [name for name in queues_of(app) if name not in served]
-    if not answers:
-        return Check(
-            "queues", "warning", "no worker answered within 1 s", "busy solo workers do not; else look at Redis"
-        )
-    if unserved:
-        return Check("queues", "problem", f"no worker takes from {', '.join(unserved)}",
-                     f"pickaxe worker -Q {','.join(unserved)}", FAILED)  # fmt: skip
-    return Check("queues", "ok", f"{', '.join(queues_of(app))} are served")
+def _queues(app: Any, who: Takers) -> list[Check]:
+    if not who.serves:
+        return [Check("queues", "warning", "no worker answered within 1 s",
+                      "busy solo workers do not; else look at Redis")]  # fmt: skip
+    if app is None:
+        return []
+    if unserved := [name for name in queues_of(app) if name not in who.serves]:
+        found, advice = f"no worker takes from {', '.join(unserved)}", f"pickaxe worker -Q {','.join(unserved)}"
+        return [_if_certain("queues", found, advice, who, certain=not who.unheard)]
+    return [Check("queues", "ok", f"{', '.join(queues_of(app))} are served")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from pickaxe import _values
 from pickaxe._durations import humanise
 from pickaxe._effects import Effect
 from pickaxe._states import RunState, StepKind, StepState
-from pickaxe.cli._text import one_line, safe, short, shown_value
+from pickaxe.cli._text import one_line, safe, short, shown_value, told
 from pickaxe.client import Client
 from pickaxe.engine._doubt import UNKNOWN
 from pickaxe.store import RunView, StepView
@@ -98,12 +99,25 @@ class Fleet:
         return f"no live worker knows {kind} {name!r}: list it in Pickaxe({kind}s=[...]) and restart its worker"
 
 
+def tally(calls: Sequence[StepView]) -> str:
+    """What has become of a gather's calls: `3 calls, all here`, or how many are in which state."""
+    counts = Counter(str(call.state) for call in calls)
+    number = f"{len(calls)} call{'s' if len(calls) != 1 else ''}"
+    if set(counts) == {"succeeded"}:
+        return f"{number}, all here"
+    order = ["succeeded", "failed", "cancelled"]
+    states = sorted(counts, key=lambda state: order.index(state) if state in order else len(order))
+    return f"{number}: {', '.join(f'{counts[state]} {state}' for state in states)}" if calls else ""
+
+
 def why_step(step: StepView, steps: Sequence[StepView], fleet: Fleet) -> str:
     """What an open step waits for; for one that has ended badly, its error."""
     if step.state is StepState.CANCELLED and _was_cut_off(step):
         return f"no longer wanted while it ran: {UNKNOWN}"
+    if step.kind == StepKind.GATHER and step.state.terminal:
+        return tally([s for s in steps if s.group == step.key])
     if step.state in (StepState.FAILED, StepState.CANCELLED):
-        return _error(step.error)
+        return told(step.error)
     if step.state.terminal:
         return _attempts(step)
     if step.state.aside:
@@ -135,6 +149,20 @@ def why_run(run: RunView, steps: Sequence[StepView], fleet: Fleet) -> list[str]:
                 return ["for nothing that is in its log: its agent awaits something that no step will ever bring"]
             return found[:8] + ([f"and {len(found) - 8} more"] if len(found) > 8 else [])
     return []
+
+
+def signal_waits(steps: Iterable[StepView], *, now: bool = True) -> list[str]:
+    """The names of the signals that a run waits for `now`, or has ever waited for."""
+    waits = [s for s in steps if s.kind == StepKind.SIGNAL]
+    return list(dict.fromkeys(s.name for s in waits if not (now and s.state.terminal)))
+
+
+def kept_signals(client: Client, run: RunView, steps: Sequence[StepView]) -> Counter[str]:
+    """The names of the signals that came and that nothing in a run has waited for, and how many of each."""
+    taken = {s.seq for s in steps if s.kind == StepKind.SIGNAL and s.chapter == run.chapter}
+    sent = [signal for signal in client.store.list_signals(run.id, run.chapter) if signal.seq not in taken]
+    awaited = signal_waits(steps)  # what has just come for one of these is about to be taken
+    return Counter(signal.name for signal in sent if signal.name not in awaited)
 
 
 def aside_lines(run: str, step: StepView) -> list[str]:
@@ -226,10 +254,6 @@ def _attempts(step: StepView) -> str:
         else f"attempt {past.get('attempt')} {words.get(end, safe(end))}"
         for past, end in zip(step.history, ends, strict=True)
     )
-
-
-def _error(error: dict[str, Any] | None) -> str:
-    return one_line(f"{error.get('type', '')}: {error.get('message', '')}", 300) if error else ""
 
 
 def _mismatch(reason: str) -> list[str]:

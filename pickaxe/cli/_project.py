@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from dotenv import dotenv_values
 
 from pickaxe._durations import seconds
 from pickaxe._settings import Settings
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_APP = "workers.app:app"
+APP_FILE = Path("workers") / "app.py"
 DEV_FILE = Path(".pickaxe") / "dev.json"
-"""Written by `pickaxe dev` while it runs, so that commands in the same folder find its services."""
+"""Written by `pickaxe dev` while it runs, so that commands in the same folder, and below it, find its services."""
 
 
 @dataclass
@@ -42,19 +44,19 @@ class Project:
         found = self.app_if_any
         if found is None:
             raise ConfigurationError(
-                "there is no workers/app.py in this folder: name your app with -A module:attribute or PICKAXE_APP, or "
-                "go to the project's folder. `pickaxe dev` here runs the fleet that comes with Pickaxe."
+                "there is no workers/app.py in this folder or above it: name your app with -A module:attribute or "
+                "PICKAXE_APP, or go to the project's folder. `pickaxe dev` here runs the fleet that comes with Pickaxe."
             )
         return found
 
     @cached_property
     def app_if_any(self) -> Pickaxe | None:
         """The app, or None where none was named and there is no default one."""
-        self.use_dev_services()
+        self.use_settings()
         if self.path:
             return load_app(self.path)
-        if Path("workers/app.py").exists():
-            return load_app(DEFAULT_APP)
+        if folder := nearest(APP_FILE):
+            return load_app(DEFAULT_APP, folder)
         if dev := _running_dev():
             return load_app(str(dev["app"]), Path(str(dev["folder"])))
         return None
@@ -79,11 +81,29 @@ class Project:
         handles = self.app_if_any.handles if self.app_if_any is not None else {}
         return self.client.run(name, handles)
 
-    def use_dev_services(self) -> None:
-        """Where no services are configured, those of a `pickaxe dev` in this folder."""
+    def use_settings(self) -> None:
+        """The project's `.env`, wherever below it this is; where no services are configured, those of its `dev`."""
+        folder = nearest(APP_FILE)
+        if not self.path and folder and not Path(".env").exists():
+            for name, value in dotenv_values(folder / ".env").items():
+                if value is not None and name.startswith("PICKAXE_"):
+                    os.environ.setdefault(name, value)
         if Settings().database_url is None and (dev := _running_dev()):
             os.environ["PICKAXE_DATABASE_URL"] = str(dev["database_url"])
             os.environ["PICKAXE_REDIS_URL"] = str(dev["redis_url"])
+
+
+def nearest(file: Path) -> Path | None:
+    """The folder that holds `file`: the working directory, or the next one above it that does.
+
+    Above, only what belongs to this user or to the working directory's owner counts: anybody may leave code in /tmp.
+    """
+    here = Path.cwd()
+    trusted = {os.getuid(), here.stat().st_uid}
+    for folder in (here, *here.parents):
+        if (folder / file).exists() and (folder == here or (folder / file).stat().st_uid in trusted):
+            return folder
+    return None
 
 
 def load_app(path: str, folder: Path | None = None) -> Pickaxe:
@@ -128,7 +148,7 @@ def _must_come_from(place: str, module: Any, path: str) -> None:
 
 def _running_dev() -> dict[str, Any] | None:
     try:
-        known: dict[str, Any] = json.loads(DEV_FILE.read_text("utf-8"))
+        known: dict[str, Any] = json.loads(((nearest(DEV_FILE) or Path()) / DEV_FILE).read_text("utf-8"))
         os.kill(int(known["pid"]), 0)
     except (OSError, ValueError, KeyError):
         return None
@@ -157,7 +177,7 @@ def _app_option(**more: Any) -> Callable[[F], F]:
         metavar="MODULE:ATTRIBUTE",
         expose_value=False,
         callback=_set_path,
-        help=f"The app; default $PICKAXE_APP, then {DEFAULT_APP} of this folder.",
+        help=f"The app; default $PICKAXE_APP, then {DEFAULT_APP} of this folder or the next above.",
         **more,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import uuid
 from collections import defaultdict
 from collections.abc import Sequence
@@ -10,15 +11,18 @@ from typing import Any
 
 import click
 
+from pickaxe import _values
 from pickaxe._durations import humanise
 from pickaxe._states import RunState
 from pickaxe.authoring._handles import Agent
 from pickaxe.cli import _follow
 from pickaxe.cli._aside import letter_number, myself, send_again
+from pickaxe.cli._explain import Fleet, signal_waits, why_run
 from pickaxe.cli._input import parsed
 from pickaxe.cli._project import DURATION, Project, app_option, json_option, pass_project
 from pickaxe.cli._text import (
     Cell,
+    console,
     jsonable,
     one_line,
     print_json,
@@ -28,6 +32,7 @@ from pickaxe.cli._text import (
     short,
     shown_value,
     state_cell,
+    told,
 )
 from pickaxe.client import Client, Run
 from pickaxe.errors import InputError, NotFoundError, RunError
@@ -74,15 +79,18 @@ def run(
     started = handle.enqueue(
         *args, **kwargs, idempotency_key=key, delay=delay, priority=priority, metadata=_metadata(metadata)
     )
+    if not started.is_new and not as_json:
+        given = handle.spec.signature.encode_input(tuple(args), kwargs, cap=project.client.settings.max_payload)
+        _say_known(started.view(), _values.load(given), key)
     if follow:
         _follow.follow(project.client, started, as_json=as_json, patience=wait)
         _ended(started, as_json=as_json, patience=0 if wait is not None else None)
     elif wait is not None:
         _ended(started, as_json=as_json, patience=wait)
     elif as_json:
-        print_json({"id": started.id, "agent": agent})
+        print_json({"id": started.id, "agent": agent, "new": started.is_new})
     else:
-        say("started ", (started.id, "bold"), " of agent ", agent)
+        say("started " if started.is_new else "found ", (started.id, "bold"), " of agent ", agent)
         say((f"  pickaxe show {short(started.id)} --follow", "dim"))
 
 
@@ -163,8 +171,19 @@ Examples:
 def signal(project: Project, run: str, name: str, value: str | None, key: str | None, as_json: bool) -> None:
     """Send a run the signal NAME. It is kept until the run waits for it."""
     found = project.run(run)
+    view, steps = found.view(), found.steps()
+    awaited = name in signal_waits(steps)
     sent = found.signal(name, None if value is None else parsed(value, f"the signal {name!r}"), idempotency_key=key)
-    _report(found, as_json, sent, f"was sent {name!r}", "is over: the signal was not kept")
+    if as_json:
+        print_json({"id": found.id, "done": sent, "awaited": awaited, "waits_for": signal_waits(steps)})
+    elif not sent or awaited:
+        _report(found, False, sent, f"was sent {name!r}", "is over: the signal was not kept")
+    else:
+        say("run ", (short(found.id), "bold"), f" does not wait for {name!r} now, and keeps it until it does")
+        for line in why_run(view, steps, Fleet(project.client)):
+            say("  ", one_line(line))
+        for close in _close(name, signal_waits(steps, now=False)):
+            say("  did you mean ", (repr(close), "bold"), "?")
     if not sent:
         raise click.exceptions.Exit(1)
 
@@ -231,6 +250,15 @@ def _metadata(text: str | None) -> dict[str, Any] | None:
     return found
 
 
+def _say_known(view: RunView, given: Any, key: str | None) -> None:
+    """Nothing was started, and whoever gave another input under the same key should know."""
+    age = humanise(max(0.0, (datetime.now(UTC) - view.created_at).total_seconds()))
+    note = f"nothing was started: the run with the key {key!r} was enqueued {age} ago, and is {view.state}"
+    if view.chapter == 0 and view.input != given:  # the input of a later chapter is the agent's own
+        note += f"; it has another input: {shown_value(view.input, 200)}"
+    say(("pickaxe: ", "bold"), note, to=console(stderr=True))
+
+
 def _ended(started: Run[Any], *, as_json: bool, patience: float | None) -> None:
     failure: RunError | None = None
     try:
@@ -239,7 +267,8 @@ def _ended(started: Run[Any], *, as_json: bool, patience: float | None) -> None:
         failure = error
     view = started.view()
     if as_json:
-        print_json({"id": view.id, "state": view.state, "output": view.output, "error": view.error})
+        known = {"id": view.id, "state": view.state, "output": view.output, "error": view.error}
+        print_json({**known, "new": started.is_new})
     elif failure is None:
         _follow.print_value(view.output)
     if failure is not None:
@@ -251,9 +280,9 @@ def _aside_of(client: Client, views: Sequence[RunView]) -> dict[uuid.UUID, list[
     found: dict[uuid.UUID, list[dict[str, str | None]]] = defaultdict(list)
     waiting = [view.id for view in views if not view.state.terminal]
     for run, root, _, step in client.store.list_aside(roots=[view.root for view in views]) if waiting else ():
-        told = {"run": str(run), "step": step.key, "state": str(step.state), "reason": step.reason}
+        entry = {"run": str(run), "step": step.key, "state": str(step.state), "reason": step.reason}
         for of in {run, root}:
-            found[of].append(told)
+            found[of].append(entry)
     return found
 
 
@@ -266,10 +295,15 @@ def _row(view: RunView, aside: Sequence[dict[str, str | None]] | None) -> list[C
     elif view.state in (RunState.PAUSED, RunState.READY) and view.reason:
         note = one_line(view.reason, 200)
     elif view.error:
-        note = one_line(f"{view.error.get('type')}: {view.error.get('message')}", 200)
+        note = told(view.error, 200)
     ran = humanise(max(0.0, ((view.finished_at or now) - (view.started_at or now)).total_seconds()))
     age = humanise(max(0.0, (now - view.created_at).total_seconds())) + " ago"
     return [(short(view.id), "bold"), safe(view.agent), state_cell(view.state), age, ran, (note, "dim")]
+
+
+def _close(name: str, known: Sequence[str]) -> list[str]:
+    """The name that was meant, if this one is none that the run has used, but nearly."""
+    return [] if name in known else difflib.get_close_matches(name, known, 1)
 
 
 def _report(run: Run[Any], as_json: bool, done: bool, yes: str, no: str) -> None:

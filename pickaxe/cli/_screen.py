@@ -12,8 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from pickaxe._durations import humanise
-from pickaxe.cli._explain import about
-from pickaxe.cli._text import Cell, console, one_line, say, short_worker, shown_value, sign_of, styled
+from pickaxe._states import StepKind
+from pickaxe.cli._explain import about, tally
+from pickaxe.cli._text import Cell, console, one_line, say, short_worker, shown_value, sign_of, styled, told
 from pickaxe.client import Client
 from pickaxe.store import StepView
 from pickaxe.streams import Transition
@@ -65,7 +66,7 @@ class Screen:
         elif transition.kind == "restarted":
             self.note(("the live stream was lost; told again from the log", "dim"))
         elif run == self._root:
-            self._line(transition, "", f"run {transition.state}", "", bold=True)
+            self._line(transition, "", f"run {transition.state}", _error(transition), bold=True)
 
     def _feed_step(self, run: str, t: Transition) -> None:
         place = (run, t.step)
@@ -83,7 +84,7 @@ class Screen:
             self._running.pop(place, None)
             wait = t.more.get("wait")
             when = f", next in {humanise(float(wait))}" if isinstance(wait, int | float) else ""
-            self._line(t, self._indent(run), t.step, f"attempt {t.attempt} failed ({t.more.get('error')}){when}")
+            self._line(t, self._indent(run), t.step, f"attempt {t.attempt} failed ({_error(t)}){when}")
         elif t.state in _ASIDE:
             self._running.pop(place, None)
             self._line(t, self._indent(run), t.step, str(t.more.get("reason") or "set aside: see `pickaxe quarantine`"))
@@ -97,10 +98,9 @@ class Screen:
         self._progress.pop(place, None)
         spent = humanise((t.at - began.at).total_seconds()) if began and began.at and t.at else ""
         on = short_worker(str(began.more.get("worker", ""))) if began else ""
-        again = f"attempt {t.attempt}" if t.attempt > 1 else self._count(place)
-        self._line(
-            t, self._indent(place[0]), t.step, "  ".join(filter(None, (spent, on, again))), about=self._about(place)
-        )
+        again = f"attempt {t.attempt}" if t.attempt > 1 else self._tally(place)
+        note = "  ".join(filter(None, (spent, on, again, _error(t))))
+        self._line(t, self._indent(place[0]), t.step, note, about=self._about(place))
 
     def _line(
         self, t: Transition, indent: str, head: str, note: str, *, about: str = "", sign: Cell | None = None,
@@ -122,10 +122,13 @@ class Screen:
         name = step.name if step is not None else place[1]
         return f"waits for the {kind} {name!r}"
 
-    def _count(self, place: tuple[str, str]) -> str:
-        """How many calls a gather had."""
-        calls = sum(s.group == place[1] for (run, _), s in self._steps.items() if run == place[0])
-        return f"{calls} calls, all here" if calls else ""
+    def _tally(self, place: tuple[str, str]) -> str:
+        """What has become of the calls of a gather that has ended."""
+        step = self._step(place)
+        if step is None or step.kind != StepKind.GATHER:
+            return ""
+        steps = self._client.store.view_steps(uuid.UUID(place[0]))
+        return tally([s for s in steps if s.group == step.key])
 
     def _indent(self, run: str) -> str:
         return "" if run == self._root else "  "
@@ -155,3 +158,8 @@ class Screen:
         if len(running) > MOST_RUNNING:
             grid.add_row("", Text(f"and {len(running) - MOST_RUNNING} more", style="dim"))
         return grid
+
+
+def _error(t: Transition) -> str:
+    """What a transition tells of a failure."""
+    return told({**t.more, "type": t.more["error"]}, 200) if t.more.get("error") else ""

@@ -11,12 +11,13 @@ import click
 
 from pickaxe._states import RunState, StepKind
 from pickaxe.cli import _follow
-from pickaxe.cli._explain import Fleet, Node, about, last_takeover, tree, was_replayed, why_run, why_step
+from pickaxe.cli._explain import Fleet, Node, about, kept_signals, last_takeover, tree, was_replayed, why_run, why_step
 from pickaxe.cli._project import Project, app_option, json_option, pass_project
 from pickaxe.cli._text import (
     Cell,
     jsonable,
     one_line,
+    place,
     print_json,
     print_table,
     safe,
@@ -72,7 +73,7 @@ def print_run(client: Client, node: Node, *, everything: bool = False, summary: 
     """What `pickaxe show` prints."""
     fleet = Fleet(client)
     if summary:
-        _print_summary(node, fleet)
+        _print_summary(client, node, fleet)
     takeover = last_takeover(node)
     rows = list(_rows(node, node.run.started_at or node.run.created_at, takeover, fleet, everything=everything))
     if rows:
@@ -83,6 +84,8 @@ def print_run(client: Client, node: Node, *, everything: bool = False, summary: 
     elif summary and node.run.error:
         say(("error   ", "bold"), (safe(node.run.error.get("type", "")), "red"))
         say(safe(node.run.error.get("message", "")))
+        if where := node.run.error.get("where"):
+            say((f"  raised at {place(where)}", "dim"))
 
 
 def as_data(client: Client, node: Node) -> dict[str, object]:
@@ -98,13 +101,13 @@ def as_data(client: Client, node: Node) -> dict[str, object]:
             }
             for s in n.steps
         ]
-        run = jsonable(n.run)
-        return {**run, "why": why_run(n.run, n.steps, fleet), "steps": steps, "children": [data(c) for c in n.children]}
+        told = {"why": why_run(n.run, n.steps, fleet), "kept_signals": kept_signals(client, n.run, n.steps)}
+        return {**jsonable(n.run), **told, "steps": steps, "children": [data(c) for c in n.children]}
 
     return data(node)
 
 
-def _print_summary(node: Node, fleet: Fleet) -> None:
+def _print_summary(client: Client, node: Node, fleet: Fleet) -> None:
     run = node.run
     say(("run     ", "bold"), str(run.id), "  agent ", (safe(run.agent), "bold"), f" {safe(run.version)}")
     lasted = took(run.started_at, run.finished_at)
@@ -116,6 +119,9 @@ def _print_summary(node: Node, fleet: Fleet) -> None:
         say(("metadata ", "bold"), shown_value(run.metadata, 200))
     for number, line in enumerate(why_run(run, node.steps, fleet)):
         say(("waiting " if number == 0 else "        ", "bold"), one_line(line) if number == 0 else safe(line))
+    kept = {} if run.state.terminal else kept_signals(client, run, node.steps)
+    for name, count in kept.items():
+        say(("kept    ", "bold"), f"{f'{count} signals' if count > 1 else 'the signal'} {name!r}, not waited for yet")
     for child in node.children[:20]:
         _print_child(child, 1)
     if len(node.children) > 20:

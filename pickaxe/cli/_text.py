@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import click
@@ -162,6 +164,19 @@ def took(start: datetime | None, end: datetime | None) -> str:
 def short(run: object) -> str:
     """The beginning of a run's id: enough to tell it from others."""
     return str(run)[:18]
+
+
+def told(error: Mapping[str, Any] | None, most: int = 300) -> str:
+    """A recorded error on one line: its type, what it says, and where it was raised."""
+    if not error:
+        return ""
+    at = f", at {place(error['where'])}" if error.get("where") else ""
+    return one_line(f"{error.get('type', '')}: {error.get('message', '')}", most) + at
+
+
+def place(where: object) -> str:
+    """A recorded line of code, without the working directory."""
+    return safe(where).removeprefix(f"{Path.cwd()}{os.sep}")
 
 
 def short_worker(worker: str | None) -> str:

@@ -14,7 +14,6 @@ import logging
 import logging.handlers
 import os
 import sys
-import sysconfig
 import threading
 import time
 import tokenize
@@ -26,6 +25,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from pickaxe._places import is_own
 from pickaxe.errors import ImpureAgentError
 
 _FORBIDDEN = {
@@ -72,10 +72,8 @@ _PYTHONS_OWN = frozenset({
     linecache.__file__, tokenize.__file__, traceback.__file__, logging.__file__, logging.handlers.__file__,
     importlib.metadata.__file__,
 })  # fmt: skip
-_LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 _HERE = f"{Path(__file__).parent}{os.sep}"
 _OUTSIDE = str(Path(__file__).with_name("_reduction.py"))
-_PICKAXE = f"{Path(__file__).parents[1]}{os.sep}"
 
 _inside = threading.local()
 _installed = threading.Lock()
@@ -108,8 +106,7 @@ class allowed:  # noqa: N801 - reads as a phrase: with allowed()
 def place() -> str:
     """The line that is running, as `"file.py:12"`: of the agent's own code, as far as that can be told."""
     frames = [frame for frame in _frames(sys._getframe(1)) if not frame.f_code.co_filename.startswith(_HERE)]
-    own = (frame for frame in frames if not frame.f_code.co_filename.startswith((*_LIBRARIES, _PICKAXE, "<frozen")))
-    frame = next(own, frames[0])
+    frame = next((frame for frame in frames if is_own(frame.f_code.co_filename)), frames[0])
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 

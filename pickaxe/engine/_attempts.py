@@ -126,14 +126,14 @@ def raised(attempt: Attempt, error: BaseException) -> Outcome | None:
         return None if failed is None else _outcome(attempt, StepState.FAILED, error=failed)
     if attempt.in_doubt and attempt.interrupted and isinstance(error, TimeoutError):
         what = f"did not end within {humanise(attempt.timeout or 0.0)}"
-        doubt(attempt, f"attempt {attempt.claim.attempt} {what}", spared=0, error=_errors.timed_out(what))
+        doubt(attempt, f"attempt {attempt.claim.attempt} {what}", spared=0, error=_errors.timed_out(what, error))
         return None
     wait = _wait_before_retry(attempt, error)
     if wait is not None:
         _retry(attempt, error, wait)
         return None
     if isinstance(error, TimeoutError) and attempt.timeout is not None and not error.args:
-        text = _errors.timed_out(f"did not end within {humanise(attempt.timeout)}")
+        text = _errors.timed_out(f"did not end within {humanise(attempt.timeout)}", error)
     else:
         text = _errors.encode(error)
     return _outcome(attempt, StepState.FAILED, error=text)
@@ -212,7 +212,8 @@ def told(engine: Engine, outcome: Outcome, settled: Settled) -> None:
             "%s: the result came too late and was refused: the call is somebody else's now, or over", _name(claim)
         )
         return
-    engine.transitions.tell(claim.run, step_entry(claim.key, claim.name, str(outcome.state), claim.attempt))
+    failed = _errors.brief(outcome.error)
+    engine.transitions.tell(claim.run, step_entry(claim.key, claim.name, str(outcome.state), claim.attempt, **failed))
     publish_released(engine, claim.run, settled.released)
 
 
@@ -239,7 +240,7 @@ def _retry(attempt: Attempt, error: BaseException, wait: float) -> None:
     if given_back:
         engine.transitions.tell(
             claim.run,
-            step_entry(claim.key, claim.name, "retrying", claim.attempt, wait=wait, error=failed["type"]),
+            step_entry(claim.key, claim.name, "retrying", claim.attempt, wait=wait, **_errors.brief(failed)),
         )
 
 

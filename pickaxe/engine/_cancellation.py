@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from pickaxe import _values
 from pickaxe._failpoints import failpoint
+from pickaxe.engine import _errors
 from pickaxe.engine._dispatch import publish_run
 from pickaxe.engine._engine import Engine
 from pickaxe.engine._released import publish_released
@@ -25,7 +26,7 @@ def cancel(engine: Engine, run: uuid.UUID, *, reason: str, timed_out: bool = Fal
     if done.woken:
         publish_run(engine, run)
     if done.ended:
-        engine.transitions.tell(run, run_entry("failed" if timed_out else "cancelled"))
+        engine.transitions.tell(run, run_entry("failed" if timed_out else "cancelled", **_errors.brief(error)))
         cancel_orphans(engine, done.orphans)
         if done.parent is not None:
             publish_released(engine, done.parent, done.released)

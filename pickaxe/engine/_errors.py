@@ -6,10 +6,12 @@ import email.utils
 import math
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 from pickaxe import _values
 from pickaxe._durations import LONGEST
+from pickaxe._places import raised_at
 from pickaxe._states import StepKind, StepState
 from pickaxe.core._records import StepRecord
 from pickaxe.errors import ChildRunError, StepError, StepTimeoutError, ToolError
@@ -18,20 +20,26 @@ MESSAGE_CAP = 4_000
 TRACEBACK_CAP = 8_000
 """Characters of an exception's message and traceback that are kept."""
 
+BRIEF = 300
+"""Characters of a message that go into a live stream."""
+
 
 def describe(error: BaseException, **more: Any) -> dict[str, Any]:
     """What is recorded of an exception."""
-    try:
-        message = str(error)
-        lines = traceback.format_exception(type(error), error, error.__traceback__)
-    except Exception as failure:  # noqa: BLE001 - an exception of the user's own may not even be able to say what it is
-        message, lines = f"(it could not be described: {type(failure).__name__})", []
     return {
         "type": type(error).__name__,
-        "message": message[:MESSAGE_CAP],
-        "traceback": "".join(lines)[-TRACEBACK_CAP:],
+        "message": _told(lambda: str(error))[:MESSAGE_CAP],
+        **_where(error),
+        "traceback": _told(lambda: "".join(traceback.format_exception(error)))[-TRACEBACK_CAP:],
         **more,
     }
+
+
+def _told(tell: Callable[[], str]) -> str:
+    try:
+        return tell()
+    except Exception as failure:  # noqa: BLE001 - an exception of the user's own may not even be able to say what it is
+        return f"(it could not be described: {type(failure).__name__})"
 
 
 def is_own_exit(error: BaseException) -> bool:
@@ -47,9 +55,14 @@ def encode(error: BaseException, **more: Any) -> str:
     return _values.dump(describe(error, **more))
 
 
-def timed_out(message: str) -> str:
-    """A timeout as JSON text."""
-    return _values.dump({"type": "StepTimeoutError", "message": message})
+def timed_out(message: str, interrupted: BaseException | None = None) -> str:
+    """A timeout as JSON text, with the line at which the body was `interrupted`, where that is known."""
+    return _values.dump({"type": "StepTimeoutError", "message": message, **_where(interrupted)})
+
+
+def _where(error: BaseException | None) -> dict[str, str]:
+    at = raised_at(error) if error is not None else None
+    return {"where": at} if at else {}
 
 
 def reraise(record: StepRecord) -> StepError:
@@ -64,6 +77,15 @@ def reraise(record: StepRecord) -> StepError:
     if kind == "StepTimeoutError":
         return StepTimeoutError(f"{record.key}: {message}", step=record.key, error=error)
     return ToolError(f"tool {record.name!r} failed: {kind}: {message}", step=record.key, error=error)
+
+
+def brief(error: dict[str, Any] | str | None) -> dict[str, Any]:
+    """What a transition tells of a recorded error (or of its JSON text): `error`, its type, `message`, `where`."""
+    known = _values.load(error) if isinstance(error, str) else error
+    if not known:
+        return {}
+    told = {"error": known.get("type", ""), "message": known.get("message", "")[:BRIEF]}
+    return told | ({"where": known["where"]} if "where" in known else {})
 
 
 def retry_after(error: BaseException) -> float | None:

@@ -135,7 +135,7 @@ def _carry_out(
         _keep(engine, turn, after, decision, commit)
         if not commit.committed:
             return settled, commit, []
-        engine.transitions.tell(row.id, *_entries(row, decision, turn.log, end[0]))
+        engine.transitions.tell(row.id, *_entries(row, decision, turn.log, end))
         _publish(engine, row, decision, plan, commit)
         return settled, commit, _inline.take(engine, after, plan)
 
@@ -206,9 +206,10 @@ def _publish(engine: Engine, row: RunRow, decision: Decision, plan: Plan, commit
             publish_run(engine, commit.parent)
 
 
-def _entries(row: RunRow, decision: Decision, log: Log, state: RunState) -> list[dict[str, Any]]:
+def _entries(row: RunRow, decision: Decision, log: Log, end: Ending) -> list[dict[str, Any]]:
+    state, _, error = end
     entries = [
-        step_entry(s.key, s.name, str(s.state))
+        step_entry(s.key, s.name, str(s.state), **_errors.brief(s.error))
         for s in log.steps
         if s.kind is not StepKind.TOOL and s.seq is not None and s.seq > row.head
     ]
@@ -218,5 +219,5 @@ def _entries(row: RunRow, decision: Decision, log: Log, state: RunState) -> list
     if row.started is None:
         entries.insert(0, run_entry("started"))
     if state is not RunState.WAITING:
-        entries.append(run_entry(str(state)))
+        entries.append(run_entry(str(state), **_errors.brief(error)))
     return entries

@@ -12,6 +12,7 @@ from pickaxe import _values
 from pickaxe._failpoints import failpoint
 from pickaxe._specs import ToolSpec
 from pickaxe._states import StepState
+from pickaxe.engine import _errors
 from pickaxe.engine._dispatch import publish_run
 from pickaxe.engine._engine import Engine
 from pickaxe.engine._released import publish_released
@@ -110,7 +111,8 @@ def _end(engine: Engine, run: uuid.UUID, step: StepView, verdict: Verdict, spec:
     failpoint("resolve.after")
     if not settled.accepted:
         raise _moved(run, step)
-    engine.transitions.tell(run, step_entry(step.key, step.name, str(state), step.attempt, by=verdict.by))
+    told = step_entry(step.key, step.name, str(state), step.attempt, by=verdict.by, **_errors.brief(error))
+    engine.transitions.tell(run, told)
     publish_released(engine, run, settled.released)
     if settled.woken:
         publish_run(engine, run)

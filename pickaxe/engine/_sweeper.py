@@ -291,11 +291,10 @@ def _overdue(engine: Engine, step: Row[Any]) -> None:
 
 
 def _fail(engine: Engine, step: Row[Any], what: str, origin: Sequence[StepState], guard: dict[str, Any]) -> None:
-    settled = engine.store.settle(
-        step.run_id, step.key, StepState.FAILED, origin=origin, error=_errors.timed_out(what), **guard
-    )
+    error = _errors.timed_out(what)
+    settled = engine.store.settle(step.run_id, step.key, StepState.FAILED, origin=origin, error=error, **guard)
     if settled.accepted:
-        engine.transitions.tell(step.run_id, step_entry(step.key, step.name, "failed", error="StepTimeoutError"))
+        engine.transitions.tell(step.run_id, step_entry(step.key, step.name, "failed", **_errors.brief(error)))
         publish_released(engine, step.run_id, settled.released)
         if settled.woken:
             publish_run(engine, step.run_id)

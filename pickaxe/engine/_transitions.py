@@ -1,7 +1,7 @@
 """Transitions as they happen: a Redis stream per run, short-lived, never the truth.
 
 Whatever is missing here (Redis was flushed, a process died between its commit and this) a reader fills in
-from the log. See `pickaxe/client.py`.
+from the log. See `pickaxe/streams.py`.
 """
 
 from __future__ import annotations

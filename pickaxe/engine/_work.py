@@ -52,7 +52,8 @@ async def call_async(engine: Engine, spec: ToolSpec, message: dict[str, Any], *,
             todo += await _from_thread(partial(_follow, attempt, work, stint, last=last, chord=chord))
     finally:
         if todo:
-            await asyncio.to_thread(_give_back, todo)
+            # Begun here and now, and shielded: a pool that goes down cancels its tasks more than once.
+            await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, _give_back, todo))
 
 
 def work_off(todo: list[Attempt], stint: Stint, *, chord: bool = False) -> None:

@@ -256,14 +256,14 @@ def native(name: str) -> str:
 
 
 def _parse(url: str) -> URL:
+    # Without the URL itself: it may hold a password, and be wrong at any place.
+    advice = "Pickaxe keeps its log in Postgres, such as postgresql://user@host:5432/name"
     try:
         parsed = make_url(url)
-    except ArgumentError as error:
-        raise ConfigurationError(
-            "PICKAXE_DATABASE_URL is not a database URL: it should look like postgresql://user@host:5432/name"
-        ) from error
-    if not parsed.drivername.startswith(("postgresql", "postgres")):
-        raise ConfigurationError(f"Pickaxe keeps its log in Postgres; {parsed.drivername!r} is something else")
+    except (ArgumentError, ValueError) as error:
+        raise ConfigurationError(f"PICKAXE_DATABASE_URL is not a database URL: {advice}") from error
+    if parsed.get_backend_name() not in ("postgresql", "postgres"):
+        raise ConfigurationError(f"PICKAXE_DATABASE_URL begins with {parsed.drivername + '://'!r}: {advice}")
     return parsed.set(drivername="postgresql+psycopg")
 
 

@@ -95,6 +95,14 @@ class FleetStore:
             "bury_workers", dead=dead, vanished=vanished, lock_class=LOCK_CLASS, found_again=FOUND_AGAIN
         )
 
+    def living_workers(self, *, vanished: float) -> Sequence[Row[Any]]:
+        """The workers that live, oldest first: `name`, `family`, and the `pids` of their processes."""
+        return self.database.rows("living_workers", vanished=vanished, lock_class=LOCK_CLASS)
+
+    def open_work(self) -> Sequence[Row[Any]]:
+        """What workers have yet to take, by `kind` (agent or tool), `name` and `queue`."""
+        return self.database.rows("open_work")
+
     def due_runs(self, cap: float) -> Sequence[Row[Any]]:
         """Runs to be published now."""
         return self.database.rows("due_runs", batch=BATCH, base=self.redispatch, cap=cap)

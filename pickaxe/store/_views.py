@@ -14,7 +14,7 @@ from sqlmodel import Session, col, select
 from pickaxe import _values
 from pickaxe._states import RunState, StepState
 from pickaxe.store._database import Database
-from pickaxe.store.models import DeadLetter, Run, Step, Worker
+from pickaxe.store.models import DeadLetter, Run, Signal, Step, Worker
 
 T = TypeVar("T")
 
@@ -156,6 +156,11 @@ class Views:
         """The child runs of a run, oldest first."""
         query = select(Run).where(Run.parent_run == run).order_by(col(Run.created_at))
         return [RunView.of(child) for child in self._all(query)]
+
+    def list_signals(self, run: uuid.UUID, chapter: int) -> list[Signal]:
+        """The signals sent to a chapter of a run, or left to it by the one before, in the order they came."""
+        query = select(Signal).where(Signal.run_id == run, Signal.chapter == chapter)
+        return self._all(query.order_by(col(Signal.seq)))
 
     def list_workers(self) -> list[Worker]:
         """Worker processes that have not ended."""

@@ -116,7 +116,7 @@ def failure(step: Step, error: Exception) -> str:
     """What is recorded of a failed call."""
     timeout = step.options.get("timeout")
     if isinstance(error, TimeoutError) and timeout is not None and not error.args:
-        return _errors.timed_out(f"did not end within {humanise(timeout)}")
+        return _errors.timed_out(f"did not end within {humanise(timeout)}", error)
     return _errors.encode(error)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from pickaxe import _values
 from pickaxe._states import StepState
@@ -27,6 +27,7 @@ class ForgetfulDatabase(Database):
         super().__init__(url, pool_size=20)
         self.losing: str | None = None
         self.lost: list[str] = []
+        self.deadlocks = 0
 
     def rows(self, name: str, /, **parameters: Any) -> Any:
         def attempt() -> Any:
@@ -38,6 +39,10 @@ class ForgetfulDatabase(Database):
             return found
 
         return self.patiently(attempt)
+
+    def _may_try_again(self, error: DBAPIError, deadline: float) -> None:
+        self.deadlocks += isinstance(error.orig, psycopg.errors.DeadlockDetected)
+        super()._may_try_again(error, deadline)
 
 
 @pytest.fixture
@@ -278,14 +283,13 @@ def test_siblings_that_end_together_are_counted_once_each_and_wake_their_run_onc
 
 @pytest.mark.timeout(60)
 def test_calls_that_end_while_their_gather_is_cancelled_end_one_way_or_the_other(
-    store: Store, capsys: pytest.CaptureFixture[str]
+    store: Store, database: ForgetfulDatabase, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A settle locks its own row, the gather and the run; a commit the run and the rows it cancels."""
     worker = register(store)
     gather = step("gather", "gather", "waiting", due_in=None, options='{"count":4,"tolerant":true}')
     keys = [f"call{i}" for i in range(4)]
     outcomes: dict[str, int] = {"joined": 0, "cancelled": 0}
-    slowest = 0.0
     for _ in range(25):
         run = new_run(store)
         commit(store, run, [gather, *(step(key, group_key="gather", index=i) for i, key in enumerate(keys))])
@@ -302,12 +306,10 @@ def test_calls_that_end_while_their_gather_is_cancelled_end_one_way_or_the_other
             start.wait()
             return commit(store, loaded, [], cancels=["gather", *keys])
 
-        began = time.monotonic()
         with ThreadPoolExecutor(5) as pool:
             ends = [pool.submit(end, key) for key in keys]
             stopped = pool.submit(stop).result()
             settled = [future.result() for future in ends]
-        slowest = max(slowest, time.monotonic() - began)
         joined = any(s.seq is not None for s in settled)
         # The gather ended, and the commit came too late for it; or it was cancelled, and nothing ever joins.
         assert stopped.committed
@@ -317,8 +319,8 @@ def test_calls_that_end_while_their_gather_is_cancelled_end_one_way_or_the_other
         of_it = query(store, "SELECT state FROM pickaxe.step WHERE run_id = %s AND key = 'gather'", run.id)
         assert of_it == [(state,)]
     with capsys.disabled():
-        print(f"\n    {outcomes}, the slowest took {slowest:.2f} s", end="")
-    assert slowest < 0.9, "they blocked each other until Postgres noticed"
+        print(f"\n    {outcomes}", end="")
+    assert database.deadlocks == 0, "they blocked each other until Postgres noticed"
 
 
 @pytest.mark.timeout(60)

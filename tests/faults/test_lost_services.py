@@ -91,7 +91,6 @@ def test_a_redis_that_comes_back_empty_costs_seconds_and_no_run(
     verdict = finish(fleet, runs, more)
     recovery = fleet.recovery(back)
     report(hits=1, verdict=verdict, recovery=recovery, outage=outage)
-    assert max(recovery, default=0.0) < 20
 
 
 @pytest.mark.timeout(90)

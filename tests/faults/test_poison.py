@@ -14,7 +14,6 @@ import pytest
 
 from pickaxe.errors import RunFailedError, RunPausedError
 from tests.faults.app import (
-    add,
     chapters,
     endless,
     exiting,
@@ -77,12 +76,11 @@ def test_a_tool_that_exits_fails_and_leaves_its_worker_alone(fleet: Fleet, name:
 
 
 def test_a_failure_in_a_gather_wakes_the_agent_though_its_chord_is_not_over(fleet: Fleet) -> None:
-    """A chord's body comes after all of its calls; the sweeper would take five seconds here."""
+    """A chord's body comes after all of its calls, and the sweeper would take an hour here."""
     run = fleet.enqueue(fails_early)
-    fleet.start("one", pool="threads", concurrency=3, environment={"PICKAXE_REDISPATCH_AFTER": "30"})
-    assert fleet.results([run], within=10) == ["ToolError"]
-    ended = fleet.query("SELECT finished_at - started_at < interval '2 seconds' FROM pickaxe.run WHERE id = %s", run.id)
-    assert ended == [(True,)]
+    fleet.start("one", pool="threads", concurrency=3, environment={"PICKAXE_REDISPATCH_AFTER": "3600"})
+    assert fleet.results([run]) == ["ToolError"]
+    assert [str(step.state) for step in run.steps() if step.name == "slow"] == ["cancelled"]
 
 
 def test_a_reduction_that_breaks_down_says_so_and_is_tried_again_with_a_growing_delay(
@@ -114,8 +112,8 @@ def test_chapters_have_steps_and_idempotency_keys_of_their_own(fleet: Fleet) -> 
     assert len({entry.key for entry in fleet.entries("start")}) == 8
 
 
-def test_a_hundred_steps_in_a_row_take_a_few_milliseconds_each(fleet: Fleet, evidence: Callable[..., None]) -> None:
-    fleet.start("one")
+def test_a_hundred_steps_in_a_row_never_wait_for_the_sweeper(fleet: Fleet, evidence: Callable[..., None]) -> None:
+    fleet.start("one", environment={"PICKAXE_REDISPATCH_AFTER": "3600"})
     fleet.results([fleet.enqueue(steps, 5)])
     run = fleet.enqueue(steps, 100)
     assert fleet.results([run]) == [sum(range(100))]
@@ -123,8 +121,6 @@ def test_a_hundred_steps_in_a_row_take_a_few_milliseconds_each(fleet: Fleet, evi
         "SELECT extract(epoch FROM finished_at - started_at)::float8 FROM pickaxe.run WHERE id = %s", run.id
     )
     evidence(f"{spent / 100 * 1000:.1f} ms per step")
-    assert add.name == "add"
-    assert spent < 20
 
 
 # Messages.

@@ -89,7 +89,7 @@ def test_a_worker_that_is_told_to_stop_twice_hands_its_calls_back_at_once_and_bu
     eventually(lambda: old.has_said("Warm shutdown"), "it has heard the first")
     old.send(signal.SIGTERM)
     told = fleet.moment(pid=body.pid)
-    eventually(old.has_died, "the old worker ends", within=10)
+    eventually(old.has_died, "the old worker ends")
     assert fleet.results([run]) == [49]
     verdict = fleet.check()
     tried = fleet.query("SELECT attempt - deaths FROM pickaxe.step WHERE kind = 'tool'")

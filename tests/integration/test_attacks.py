@@ -9,6 +9,7 @@ import json
 import threading
 import time
 import uuid
+from datetime import UTC, datetime
 
 import psycopg
 import pytest
@@ -179,7 +180,7 @@ def test_a_wait_that_cannot_be_looked_back_for_does_not_hold_up_the_fleet(app):
         )
         connection.exec_driver_sql("UPDATE pickaxe.step SET due = now() WHERE run_id = %s", (other.id,))
     late = once.enqueue()
-    time.sleep(0.1)
+    eventually(lambda: late.view().due < datetime.now(UTC), what="its time has come")
     sweep(app.engine)
     assert other.steps()[0].due is None
     assert late.view().due is not None
@@ -274,15 +275,21 @@ def test_the_keys_of_a_long_chain_of_tasks_do_not_grow(app):
     assert max(map(len, keys)) < 300
 
 
+def waits_for_a_lock(services):
+    with psycopg.connect(services.database_url, autocommit=True) as connection:
+        waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        return connection.execute(waiting).fetchall()
+
+
 def test_one_key_in_two_transactions_gives_one_run(app, services):
     found = []
     with psycopg.connect(services.database_url) as first:
         run = once.enqueue(idempotency_key="k", connection=first)
         other = threading.Thread(target=lambda: found.append(once.enqueue(idempotency_key="k")))
         other.start()
-        time.sleep(0.2)
+        eventually(lambda: waits_for_a_lock(services), what="the other waits for the first")
         assert found == []
-    other.join(10)
+    other.join(30)
     assert found[0].id == run.id
     assert found[0].status == "ready"
 
@@ -293,9 +300,9 @@ def test_one_key_in_a_transaction_that_is_rolled_back_gives_the_other_run(app, s
         once.enqueue(idempotency_key="k", connection=first)
         other = threading.Thread(target=lambda: found.append(once.enqueue(idempotency_key="k")))
         other.start()
-        time.sleep(0.2)
+        eventually(lambda: waits_for_a_lock(services), what="the other waits for the first")
         first.rollback()
-    other.join(10)
+    other.join(30)
     assert [str(run.id) for run in app.client.runs()] == [found[0].id]
 
 

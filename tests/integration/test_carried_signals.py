@@ -43,4 +43,4 @@ def test_a_signal_that_comes_between_the_loading_of_a_run_and_its_commit_is_take
     while run.status in ("ready", "waiting"):
         reduce(engine, uuid.UUID(run.id))
         assert run.status != "waiting", "a signal was lost"
-    assert run.result(timeout=1) == [0, 1, 2, 3]
+    assert run.result(timeout=30) == [0, 1, 2, 3]

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,12 +42,18 @@ async def breaks(text: str) -> str:
     return await boom(text)
 
 @agent
+async def tries(text: str) -> None:
+    """Fails in a gather, with nothing left to be cancelled."""
+    answers = await gather(boom(text), double(1), return_exceptions=True)
+    raise answers[0]
+
+@agent
 async def asks(a: int, b: int = 1) -> int:
     """Waits for a person."""
     first = await double(a)
     return first + b + await wait_for_signal("more", int)
 
-app = Pickaxe("cli-test", agents=[total, breaks, asks], tools=[double, boom])
+app = Pickaxe("cli-test", agents=[total, breaks, tries, asks], tools=[double, boom])
 '''
 
 
@@ -56,6 +62,7 @@ class Project:
 
     def __init__(self, folder: Path, services: Services) -> None:
         self.folder = folder
+        self.workers = 0
         self.environment = {**os.environ, **services.environment, "NO_COLOR": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         (folder / "workers").mkdir()
         (folder / "workers" / "__init__.py").touch()
@@ -64,7 +71,11 @@ class Project:
     def write(self, source: str) -> None:
         (self.folder / "workers" / "app.py").write_text(source)
 
-    def __call__(self, *arguments: str, text: str = "", code: int = 0) -> str:
+    def line_of(self, text: str) -> int:
+        lines = (self.folder / "workers" / "app.py").read_text().splitlines()
+        return next(number for number, line in enumerate(lines, 1) if text in line)
+
+    def __call__(self, *arguments: str, text: str = "", code: int = 0, errors: bool = False) -> str:
         done = subprocess.run(
             [sys.executable, "-m", "pickaxe", *arguments],
             cwd=self.folder,
@@ -76,17 +87,27 @@ class Project:
         )
         assert done.returncode == code, (arguments, done.returncode, done.stdout, done.stderr)
         assert "Traceback" not in done.stderr
-        return done.stdout if code == 0 else done.stdout + done.stderr
+        return done.stdout + done.stderr if code or errors else done.stdout
+
+    def both(self, *arguments: str) -> str:
+        """Standard output and error."""
+        return self(*arguments, errors=True)
 
     def json(self, *arguments: str, code: int = 0) -> Any:
         return json.loads(self(*arguments, "--json", code=code).splitlines()[0])
 
     @contextmanager
-    def worker(self, *options: str) -> Iterator[None]:
+    def worker(self, *options: str) -> Iterator[Path]:
+        """A worker, and where it logs."""
         command = [sys.executable, "-m", "pickaxe", "worker", "-l", "WARNING", *options]
-        process = subprocess.Popen(command, cwd=self.folder, env=self.environment)
+        self.workers += 1
+        log = self.folder / f"worker-{self.workers}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command, cwd=self.folder, env=self.environment, stdout=output, stderr=subprocess.STDOUT
+            )
         try:
-            yield
+            yield log
         finally:
             process.terminate()
             try:
@@ -103,6 +124,13 @@ class Project:
         return found
 
 
+def wait_for(what: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 @pytest.fixture
 def project(tmp_path: Path, services: Services) -> Project:
     return Project(tmp_path, services)
@@ -113,27 +141,51 @@ def test_runs_are_started_waited_for_and_followed(project: Project) -> None:
     with project.worker("-c", "2", "-n", "cli-a@%h"):
         assert project("run", "total", "[1, 2, 3]", "--wait", "60s") == "12\n"
 
-        told = [json.loads(line) for line in project("run", "total", "[4, 5]", "--follow", "--json").splitlines()]
-        assert told[0]["state"] == "started"
-        assert [t["step"] for t in told if t.get("kind") == "step" and t["state"] == "succeeded"][-1] == "gather#1"
-        assert told[-1]["output"] == 18
+        entries = [json.loads(line) for line in project("run", "total", "[4, 5]", "--follow", "--json").splitlines()]
+        assert entries[0]["state"] == "started"
+        assert [t["step"] for t in entries if t.get("kind") == "step" and t["state"] == "succeeded"][-1] == "gather#1"
+        assert entries[-1]["output"] == 18
 
         assert "✓ gather#1" in project("run", "total", "-", "--follow", text="[7]")
 
+        boom = f"ValueError: no, at workers/app.py:{project.line_of('raise ValueError')} in boom"
+        raised = f"'boom' failed: ValueError: no, at workers/app.py:{project.line_of('raise answers')} in tries"
+        live = project("run", "tries", '"no"', "--follow", code=1)
+        for told in (live, project("show", "latest", "--follow")):
+            crossed = [line for line in told.splitlines() if "✗" in line]
+            assert boom in crossed[0]
+            assert raised in crossed[1]
+            assert "2 calls: 1 succeeded, 1 failed" in next(line for line in told.splitlines() if "gather#1" in line)
+
         broken = project("run", "breaks", '"[bold]\\u001b[31m no"', "--wait", "60s", code=1)
         assert "ValueError: [bold]\\x1b[31m no" in broken
+
+        shown = project("show", "latest")
+        boom = f"workers/app.py:{project.line_of('raise ValueError')} in boom"
+        assert f"ValueError: [bold]\\x1b[31m no, at {boom}" in shown
+        assert f"raised at workers/app.py:{project.line_of('return await boom')} in breaks" in shown
 
 
 @SLOW
 def test_a_waiting_run_says_why_and_goes_on_with_its_signal(project: Project) -> None:
     with project.worker("-c", "2", "-n", "cli-s@%h"):
         started = project.json("run", "asks", '{"a": 20}', "--key", "k", "--metadata", '{"by": "me"}')
-        assert project.json("run", "asks", '{"a": 20}', "--key", "k")["id"] == started["id"]
+        assert started["new"]
+        assert project.json("run", "asks", '{"a": 20}', "--key", "k") == {**started, "new": False}
         waiting = project.until(started["id"], "waiting")
         assert waiting["why"] == ["more#1: waits for the signal 'more'"]
         assert waiting["metadata"] == {"by": "me"}
         assert "more#1: waits for the signal 'more'" in project("show", "latest")
-        assert project.json("signal", "latest", "more", "1")["done"]
+        kept = project("signal", "latest", "mroe", "5")
+        assert "does not wait for 'mroe' now, and keeps it until it does" in kept
+        assert "more#1: waits for the signal 'more'" in kept
+        assert "did you mean 'more'?" in kept
+        known = {"awaited": False, "waits_for": ["more"]}
+        assert project.json("signal", "latest", "other") == {"id": started["id"], "done": True, **known}
+        assert "the signal 'mroe', not waited for yet" in project("show", "latest")
+        assert project.json("show", "latest")["kept_signals"] == {"mroe": 1, "other": 1}
+
+        assert "was sent 'more'" in project("signal", "latest", "more", "1")
         assert "✓ run succeeded" in project("show", started["id"], "--follow")
         assert project.until(started["id"], "succeeded")["output"] == 42
         assert "is over" in project("signal", started["id"], "more", "1", code=1)
@@ -161,6 +213,58 @@ def test_a_run_whose_code_changed_is_shown_with_both_sides_and_retried(project: 
         assert project.until(started["id"], "succeeded")["output"] == 4
 
 
+def test_a_run_that_its_key_has_found_is_said_not_to_be_new(project: Project) -> None:
+    project("run", "total", "[1]", "--key", "k")
+    same = project.both("run", "total", "[1]", "--key", "k")
+    assert "nothing was started: the run with the key 'k' was enqueued " in same
+    assert " ago, and is ready\n" in same
+    assert 'and is ready; it has another input: {"ns": [1]}' in project.both("run", "total", "[2]", "--key", "k")
+    assert len(project.json("runs")) == 1
+
+
+LONELY = """
+@tool(queue="nowhere")
+def lonely(n: int) -> int:
+    return n
+
+@agent
+async def alone(n: int) -> int:
+    return await lonely(n)
+
+@agent
+async def stranger(n: int) -> int:
+    return n
+
+app = Pickaxe("cli-test", agents=[alone{}], tools=[lonely])
+"""
+
+
+@SLOW
+def test_doctor_shows_open_work_that_nobody_takes_and_workers_of_one_name(project: Project) -> None:
+    project.write(APP + LONELY.format(""))
+    with project.worker("-c", "1", "-n", "cli-one@%h", "-Q", "agents,tools"):
+        run = project.json("run", "alone", "1")["id"]
+        project.until(run, "waiting")
+        project.write(APP + LONELY.format(", stranger"))
+        project("run", "stranger", "1")
+        told = project("doctor", code=1)
+        assert "1 call of 'lonely', the first for " in told
+        assert f"({run[:18]} lonely#1): no worker takes from queue 'nowhere': pickaxe worker -Q nowhere" in told
+        assert "no living worker knows agent 'stranger': list it in Pickaxe(agents=[...])" in told
+        assert "node names" not in told
+
+        with project.worker("-c", "1", "-n", "cli-two@%h", "-Q", "nowhere"):
+            project.until(run, "succeeded")
+            checks = project.json("doctor", code=1)["checks"]
+            open_work = [c for c in checks if c["name"] == "open work"]
+            assert [c["found"].partition("(")[0].split()[:4] for c in open_work] == [["1", "run", "of", "'stranger',"]]
+
+        with project.worker("-c", "1", "-n", "cli-one@%h", "-Q", "agents") as log:
+            wait_for(lambda: "a worker named cli-one@" in log.read_text())
+            assert "give each worker a name of its own" in log.read_text()
+            assert "2 workers are named cli-one@" in project("doctor")
+
+
 def test_without_a_worker_runs_wait_and_say_so(project: Project) -> None:
     started = project.json("run", "total", "[1]")
     assert "no worker is running" in project("show", started["id"])
@@ -177,7 +281,7 @@ def test_without_a_worker_runs_wait_and_say_so(project: Project) -> None:
     [
         (["run", "total", "hello"], 2, "is not JSON"),
         (["run", "total", '["x"]'], 2, "does not fit"),
-        (["run", "nobody"], 1, "its agents are: asks, breaks, total"),
+        (["run", "nobody"], 1, "its agents are: asks, breaks, total, tries"),
         (["run", "total", "@missing.json"], 2, "missing.json cannot be read"),
         (["run", "total", "[1]", "--metadata", "5"], 2, "--metadata must be a JSON object"),
         (["run", "total", "[1]", "--delay", "soon"], 2, "is not a duration"),

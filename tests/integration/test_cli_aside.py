@@ -76,7 +76,11 @@ def test_a_quarantined_step_is_listed_with_its_evidence_and_released(project: Pr
     broken.touch()
     with project.worker("-c", "2", "-n", "cli-q@%h"):
         started = project.json("run", "converts", json.dumps(str(broken)))
-        [found] = until(lambda: listed(project, "step"), "it is quarantined")
+        # How a process ended is told by its parent, which may come later.
+        [found] = until(
+            lambda: [s for s in listed(project, "step") if all(past["exit"] for past in s["history"])],
+            "it is quarantined, and both ends are known",
+        )
         assert (found["run"], found["key"], found["state"]) == (started["id"], "convert#1", "quarantined")
         assert [past["exit"] for past in found["history"]] == ["exit status 9"] * 2
 

@@ -64,11 +64,36 @@ def test_dev_serves_its_folder_and_stops_cleanly(tmp_path: Path) -> None:
     assert (tmp_path / ".pickaxe" / "dev.json").stat().st_mode & 0o077 == 0
     question = '{"text": "Which grant patents?", "pause": 0}'
     assert "started" in pickaxe(tmp_path, "run", "research", question)
-    assert "was sent" in pickaxe(tmp_path, "signal", "latest", "review", '{"approved": true}')
+    assert "'review'" in pickaxe(tmp_path, "signal", "latest", "review", '{"approved": true}')
     assert "run succeeded" in pickaxe(tmp_path, "show", "latest", "--follow")
     assert end(process, signal.SIGINT) == 0
     assert not (tmp_path / ".pickaxe" / "dev.json").exists()
     assert "export PICKAXE_DATABASE_URL=" in (tmp_path / "output").read_text()
+
+
+APP = """
+from pickaxe import Pickaxe, agent
+
+@agent
+async def greets(name: str) -> str:
+    return f"hello {name}"
+
+app = Pickaxe("mine", agents=[greets])
+"""
+
+
+def test_dev_below_a_projects_folder_serves_the_project(tmp_path: Path) -> None:
+    (tmp_path / "workers").mkdir()
+    (tmp_path / "workers" / "__init__.py").touch()
+    (tmp_path / "workers" / "app.py").write_text(APP)
+    below, beside = tmp_path / "deep" / "er", tmp_path / "beside"
+    below.mkdir(parents=True), beside.mkdir()
+    process = start(below, "dev", "--workers", "1", "--no-flower", "--no-reload")
+    until(lambda: "all is well" in pickaxe(beside, "doctor"), below)
+    assert "hello Ada" in pickaxe(beside, "run", "greets", '"Ada"', "--wait", "60s")
+    assert (tmp_path / ".pickaxe" / "dev.json").exists()
+    assert sorted(path.name for path in below.iterdir()) == ["output"]
+    assert end(process, signal.SIGINT) == 0
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

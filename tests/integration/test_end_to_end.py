@@ -247,7 +247,7 @@ def test_a_tool_knows_its_call_and_is_given_what_its_process_made_once(fleet):
     told = run.result(timeout=30)
     assert (told["run"], told["step"], told["attempt"]) == (run.id, "given#1", 1)
     assert told["key"] == f"{run.id}/given#1"
-    assert 3 < told["seconds"] <= 5
+    assert 0 < told["seconds"] <= 5
     assert told["wanted"] is True
     assert run.steps()[0].progress == {"half": "way"}
     more = [fleet.call.enqueue("given").result(timeout=30) for _ in range(4)]

@@ -54,6 +54,7 @@ def test_the_same_idempotency_key_gives_the_same_run(app):
     first = ship.enqueue(Order(number=1), idempotency_key="order-1")
     second = ship.enqueue(Order(number=1), idempotency_key="order-1")
     assert first.id == second.id
+    assert (first.is_new, second.is_new) == (True, False)
     assert len(runs(app)) == 1
     assert queued(app) == 1
 
@@ -72,9 +73,11 @@ def test_priority_and_metadata_are_kept_with_the_run(app):
 def test_many_runs_are_enqueued_with_one_statement_or_not_at_all(app):
     made = ship.enqueue_many([Order(number=1), (Order(number=2), True)], idempotency_keys=["a", "b"])
     assert [run.view().input["order"]["number"] for run in made] == [1, 2]
+    again = ship.enqueue_many([Order(number=1), Order(number=3)], idempotency_keys=["a", "c"])
+    assert [run.is_new for run in again] == [False, True]
     with pytest.raises(errors.InputError):
-        ship.enqueue_many([Order(number=3), "not an order"])
-    assert len(runs(app)) == 2
+        ship.enqueue_many([Order(number=4), "not an order"])
+    assert len(runs(app)) == 3
 
 
 def test_asynchronous_code_enqueues_without_blocking_its_loop(app):
@@ -110,6 +113,7 @@ def test_an_idempotency_key_also_counts_inside_a_transaction(app, services):
     with psycopg.connect(services.database_url) as connection:
         second = ship.enqueue(Order(number=1), idempotency_key="k", connection=connection)
     assert first.id == second.id
+    assert (first.is_new, second.is_new) == (True, False)
 
 
 def test_a_connection_of_another_kind_is_refused_with_what_to_do(app):

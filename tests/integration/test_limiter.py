@@ -483,12 +483,12 @@ def test_peek_shows_starts_waiters_and_the_next_slot_and_books_nothing(limiter: 
 
 
 def test_threads_in_real_time_never_start_more_than_the_limit(redis_url: str) -> None:
-    began = time.monotonic()
+    began = time.monotonic()  # before the first try, so that no window is overlooked
 
     def hammer(_: int) -> int:
         with redis.Redis.from_url(redis_url) as own:
             limiter, started = RateLimiter(own, namespace="threads"), 0
-            while time.monotonic() < began + 0.65:
+            for _ in range(150):
                 started += limiter.admit(claims("k", "20/0.2s")) == 0
             return started
 

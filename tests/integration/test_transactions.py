@@ -180,7 +180,7 @@ def outcome(app, which, how):
     perform(claimed)
     advance(app, run)
     try:
-        return run.result(timeout=5)
+        return run.result(timeout=30)
     except RunFailedError as error:
         return str(error)
 
@@ -249,7 +249,7 @@ def test_a_result_that_comes_too_late_takes_its_effect_with_it(app, services):
     assert effects(services) == 0
     perform(second)
     advance(app, run)
-    assert run.result(timeout=5) == "done"
+    assert run.result(timeout=30) == "done"
     assert effects(services) == 1
 
 
@@ -260,7 +260,7 @@ def test_a_tool_that_raises_a_conflict_is_tried_again_as_its_retries_say(app, se
     _, second = attempt(app, "conflicts", "x", 2, run)
     perform(second)
     advance(app, run)
-    assert run.result(timeout=5) == "done"
+    assert run.result(timeout=30) == "done"
     assert effects(services) == 1
 
 
@@ -276,7 +276,7 @@ def test_a_commit_whose_answer_is_lost_is_found_out_and_its_run_goes_on(app, ser
             assert (step.state, step.attempt, step.deaths) == ("succeeded", 1, 0)
             assert run.status == "ready"
             advance(own, run)
-            assert run.result(timeout=5) == "done"
+            assert run.result(timeout=30) == "done"
             assert effects(services) == 1
         finally:
             own.client.close()
@@ -322,7 +322,7 @@ def test_the_tool_in_the_documentation_books_a_seat_once(services):
             message = {"run": run.id, "step": "book#1", "attempt": 1}
             perform(_claims.claim(app.engine, book.spec, message))
             advance(app, run)
-            assert run.result(timeout=5) is got_it
+            assert run.result(timeout=30) is got_it
     finally:
         app.client.close()
     assert execute(services.database_url, "SELECT seat, guest FROM public.booking") == [("12A", "Ada")]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import click
@@ -10,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pickaxe.cli import cli
+from pickaxe.cli._project import APP_FILE, nearest
 
 COMMANDS = ["demo", "dev", "worker", "migrate", "run", "runs", "show", "cancel", "signal", "retry", "quarantine"]
 COMMANDS += ["resolve", "drop", "doctor", "version"]
@@ -58,6 +61,26 @@ def test_without_a_database_url_the_error_says_what_to_set() -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("mysql://u:secret@h/db", "PICKAXE_DATABASE_URL begins with 'mysql://'"),
+        ("redis://:secret@h:6379/0", "PICKAXE_DATABASE_URL begins with 'redis://'"),
+        ("postgresql://u:secret@h:port/db", "PICKAXE_DATABASE_URL is not a database URL"),
+        ("secret", "PICKAXE_DATABASE_URL is not a database URL"),
+    ],
+)
+def test_a_wrong_database_url_is_named_by_its_setting_and_not_shown(
+    url: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PICKAXE_DATABASE_URL", url)
+    result = pickaxe("runs")
+    assert result.exit_code == 2
+    assert expected in result.output
+    assert "postgresql://user@host:5432/name" in result.output
+    assert "secret" not in result.output
+
+
+@pytest.mark.parametrize(
     ("source", "path", "expected"),
     [
         ("app = 5", "mine:app", "'app' is a int"),
@@ -69,8 +92,6 @@ def test_without_a_database_url_the_error_says_what_to_set() -> None:
 def test_an_app_that_cannot_be_loaded_is_one_sentence(
     source: str, path: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import sys
-
     (tmp_path / "mine.py").write_text(source)
     monkeypatch.delitem(sys.modules, "mine", raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -81,8 +102,6 @@ def test_an_app_that_cannot_be_loaded_is_one_sentence(
 
 
 def test_another_package_of_the_same_name_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     (tmp_path / "json").mkdir()
     (tmp_path / "json" / "tool.py").touch()
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -95,6 +114,41 @@ def test_run_without_an_app_says_how_to_name_one() -> None:
     result = pickaxe("run", "research", "1")
     assert result.exit_code == 2
     assert "-A module:attribute" in result.output
+
+
+def test_a_project_is_found_from_below_its_folder_with_its_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "workers").mkdir()
+    (tmp_path / "workers" / "__init__.py").touch()
+    (tmp_path / "workers" / "app.py").write_text("raise RuntimeError('this one')")
+    (tmp_path / ".env").write_text("PICKAXE_DATABASE_URL=mysql://from/above\nOTHER=1\n")
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "deep" / "er")
+    monkeypatch.setattr(os, "environ", {**os.environ})
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for module in ("workers", "workers.app"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    assert "RuntimeError: this one" in pickaxe("runs").output
+    assert os.environ["PICKAXE_DATABASE_URL"] == "mysql://from/above"
+    assert "OTHER" not in os.environ
+    monkeypatch.setenv("PICKAXE_DATABASE_URL", "mysql://from/the/environment")
+    pickaxe("runs")
+    assert os.environ["PICKAXE_DATABASE_URL"] == "mysql://from/the/environment"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away")
+def test_a_project_above_that_somebody_else_has_left_there_is_not_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "workers").mkdir()
+    (tmp_path / "workers" / "app.py").write_text("raise RuntimeError('not mine')")
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    assert nearest(APP_FILE) == tmp_path
+    os.chown(tmp_path / "workers" / "app.py", 12345, -1)
+    assert nearest(APP_FILE) is None
+    assert "there is no workers/app.py in this folder or above it" in pickaxe("run", "research", "1").output
 
 
 def test_unreachable_services_have_their_own_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import uuid
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
 from pickaxe._states import StepKind, StepState
-from pickaxe.cli._explain import about, aside_lines, was_replayed, why_step
-from pickaxe.cli._text import jsonable, one_line, print_table, safe, say, shown_value, styled
+from pickaxe.cli._explain import about, aside_lines, tally, was_replayed, why_step
+from pickaxe.cli._text import jsonable, one_line, print_table, safe, say, shown_value, styled, told
 from pickaxe.store import StepView
 
 
@@ -55,6 +56,26 @@ def test_a_call_that_was_cancelled_in_the_middle_says_that_nobody_knows() -> Non
         step(state=StepState.CANCELLED, effect="at_most_once", attempt=0),
     ):
         assert why_step(tidy, [], None) == ""  # type: ignore[arg-type]
+
+
+def test_a_gather_that_has_ended_says_what_became_of_its_calls() -> None:
+    gather = step(key="gather#1", kind=StepKind.GATHER, state=StepState.FAILED)
+    ends = [StepState.SUCCEEDED, StepState.FAILED, StepState.CANCELLED, StepState.CANCELLED]
+    calls = [step(key=f"t#{n}", group="gather#1", state=end) for n, end in enumerate(ends)]
+    other = step(key="t#9", state=StepState.FAILED)
+    note = why_step(gather, [gather, *calls, other], None)  # type: ignore[arg-type]
+    assert note == "4 calls: 1 succeeded, 1 failed, 2 cancelled"
+    assert tally(calls[:1]) == "1 call, all here"
+
+
+def test_an_error_is_told_with_the_line_that_raised_it_from_the_working_directory() -> None:
+    error = {"type": "ValueError", "message": "no\x1b way", "where": f"{Path.cwd()}/toolbox/search.py:7 in search"}
+    assert told(error) == "ValueError: no\\x1b way, at toolbox/search.py:7 in search"
+    assert (
+        told({**error, "where": "/elsewhere/search.py:7 in search"}, 12)
+        == "ValueError:…, at /elsewhere/search.py:7 in search"
+    )
+    assert told(None) == ""
 
 
 @pytest.mark.parametrize(

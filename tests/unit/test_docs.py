@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 import pickaxe
 from pickaxe._states import RUN_TRANSITIONS, STEP_TRANSITIONS
+from tests.unit.sources import parsed
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/*.md"))
@@ -32,7 +34,7 @@ def test_the_readme_fits_on_a_few_screens():
 
 def test_the_readmes_python_uses_names_that_exist():
     for block in blocks((ROOT / "README.md").read_text(), "python"):
-        tree = ast.parse(block.replace("for transition in run.stream(): ...", "for _ in run.stream(): pass"))
+        tree = parsed(block.replace("for transition in run.stream(): ...", "for _ in run.stream(): pass"))
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and node.module == "pickaxe":
                 for alias in node.names:
@@ -65,6 +67,27 @@ def test_the_transition_tables_in_contributing_are_those_of_the_code():
         for state, row in rows.items():
             said = set(re.findall(r"\w+", re.sub(r"\([^)]*\)", "", row))) & {str(s) for s in table}
             assert said == {str(target) for target in table[type(next(iter(table)))(state)]}, state
+
+
+class Litter:
+    """Collected together with itself only, and then it parses source, as a traceback that is formatted does."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+    def __del__(self) -> None:
+        (lambda: (lambda: ast.parse("1"))())()
+
+
+def test_source_is_parsed_whatever_litter_could_be_collected_meanwhile():
+    before = gc.get_threshold()
+    gc.set_threshold(50, 1, 1)
+    try:
+        for _ in range(20):
+            Litter(), Litter(), Litter()
+            parsed("x = [1, 2, 3]\n" * 500)
+    finally:
+        gc.set_threshold(*before)
 
 
 def test_every_invariant_names_tests_that_exist():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import types
 from pathlib import Path
+
+from pickaxe.cli._runs import _arguments
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
@@ -35,5 +38,9 @@ def test_the_readmes_agent_and_its_test_work_as_they_stand():
         exec(MODELS + tools + BODIES + rest + test, module.__dict__)
         module.test_a_report_is_written_after_three_days_of_waiting()
         assert module.app.handles.keys() == {"research", "plan_searches", "search", "write_report"}
+        command = re.search(r"^\$ pickaxe run research '(.*?)'", README, re.MULTILINE)
+        assert command
+        args, kwargs = _arguments(module.research, command[1])
+        assert json.loads(module.research.spec.signature.encode_input(tuple(args), kwargs, cap=1024))
     finally:
         del sys.modules[module.__name__]
