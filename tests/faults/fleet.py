@@ -353,7 +353,8 @@ class Fleet:
             for run, key, state, attempt, at in self.query(
                 # What a reconcile found, or a person said, is no result of a body.
                 "SELECT run_id, key, CASE WHEN reconciling OR strpos(coalesce(history, ''), %s) > 0 "
-                "THEN 'resolved' ELSE state END, attempt, finished_at FROM pickaxe.step WHERE kind = 'tool'",
+                "THEN 'resolved' ELSE state END, attempt, finished_at FROM pickaxe.step "
+                "WHERE kind = 'tool' AND name <> 'step_up'",  # which keeps no ledger
                 '"how":"result"',
             )
         }
