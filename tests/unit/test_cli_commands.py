@@ -128,7 +128,8 @@ def test_a_project_is_found_from_below_its_folder_with_its_settings(
     monkeypatch.setattr(os, "environ", {**os.environ})
     monkeypatch.setattr(sys, "path", [*sys.path])
     for module in ("workers", "workers.app"):
-        monkeypatch.delitem(sys.modules, module, raising=False)
+        monkeypatch.setitem(sys.modules, module, sys)  # so that in the end it is as it was, there or not
+        del sys.modules[module]
     assert "RuntimeError: this one" in pickaxe("runs").output
     assert os.environ["PICKAXE_DATABASE_URL"] == "mysql://from/above"
     assert "OTHER" not in os.environ

@@ -1,0 +1,76 @@
+"""How far a process goes on with a run, told by the messages that the run takes."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from pickaxe import Pickaxe
+from tests.integration.continuation_app import adds, adds_async, adds_at_once, adds_busy, adds_limited
+from tests.workers import running_worker
+
+AGENTS = (adds, adds_async, adds_limited, adds_busy, adds_at_once)
+
+PLENTY = {"PICKAXE_INLINE_FOR": "60"}
+
+
+def received(log: Path) -> Counter[str]:
+    """How many messages of agents and of tools a worker has received."""
+    tasks = re.findall(r"Task (\w+)\[[^]]+\] received", log.read_text("utf-8"))
+    return Counter("agent" if name.startswith("adds") else "tool" for name in tasks)
+
+
+def run(services, folder, agent, *, queues="agents,tools,busy", pool="solo", tools_apart=False, **environment):
+    """Run an agent on a worker, or on one for agents and one for tools. Returns what they have received."""
+    app = Pickaxe("continuation", agents=AGENTS, settings=services.settings())
+    environment = {**services.environment, **PLENTY, **environment}
+    where = {"app": "tests.integration.continuation_app", "pool": pool, "concurrency": 4}
+    first, second = folder / "first.log", folder / "second.log"
+    try:
+        with running_worker(environment, first, queues="agents" if tools_apart else queues, name="first", **where):
+            if not tools_apart:
+                assert agent.enqueue(4).result(timeout=30) == 7
+                return received(first)
+            with running_worker(environment, second, queues="tools,busy", name="second", **where):
+                assert agent.enqueue(4).result(timeout=30) == 7
+                return received(first), received(second)
+    finally:
+        app.client.close()
+
+
+def test_plainly_every_call_and_every_reduction_has_a_message(services, tmp_path):
+    assert run(services, tmp_path, adds, PICKAXE_CONTINUATION="plain") == {"agent": 4, "tool": 3}
+
+
+def test_an_agent_that_is_resumed_where_its_tool_ran_takes_one_message_a_call(services, tmp_path):
+    assert run(services, tmp_path, adds, PICKAXE_CONTINUATION="resume") == {"agent": 1, "tool": 3}
+
+
+@pytest.mark.parametrize("pool", ["solo", "prefork", "threads"])
+def test_calls_that_a_worker_would_take_from_their_queue_take_no_message_at_all(services, tmp_path, pool):
+    assert run(services, tmp_path, adds, pool=pool) == {"agent": 1}
+
+
+def test_calls_of_a_queue_that_another_worker_serves_are_left_to_that_one(services, tmp_path):
+    assert run(services, tmp_path, adds, tools_apart=True) == ({"agent": 1}, {"tool": 1})
+
+
+def test_calls_take_a_message_each_when_the_time_to_go_on_is_over(services, tmp_path):
+    assert run(services, tmp_path, adds, PICKAXE_INLINE_FOR="0") == {"agent": 1, "tool": 3}
+
+
+@pytest.mark.parametrize("agent", [adds_limited, adds_busy])
+def test_calls_with_a_rate_limit_of_their_own_or_of_their_queue_take_a_message_each(services, tmp_path, agent):
+    assert run(services, tmp_path, agent) == {"agent": 1, "tool": 3}
+
+
+def test_calls_that_run_at_once_take_a_message_each(services, tmp_path):
+    assert run(services, tmp_path, adds_at_once)["tool"] == 3
+
+
+def test_an_async_call_never_takes_up_a_thread_where_there_is_an_event_loop_for_it(services, tmp_path):
+    pool = {"pool": "custom", "CELERY_CUSTOM_WORKER_POOL": "pickaxe.broker:CoroutinePool"}
+    assert run(services, tmp_path, adds_async, **pool) == {"agent": 1, "tool": 1}
