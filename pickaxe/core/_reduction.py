@@ -106,9 +106,9 @@ class Reduction:
         return any(request.kind in (StepKind.TOOL, StepKind.GATHER) for request in asked)
 
     @property
-    def expects_inline(self) -> bool:
-        """Whether inline steps have not ended, and so may be due to be run here."""
-        return bool(self._inline)
+    def open_inline(self) -> list[str]:
+        """The inline steps that have not ended, and so may be due to be run here."""
+        return list(self._inline)
 
     def open_steps(self) -> list[str]:
         """The steps that have not ended, as far as is known here."""

@@ -77,7 +77,7 @@ def _informed(claim: Claim, kept: Kept | None) -> Turn | None:
     seen = kept.row
     if (seen.epoch, seen.chapter) == (claim.epoch, claim.chapter) and claim.wake == claim.head:
         return Turn(seen, Log([], [], {}), kept.reduction, kept)
-    if news is None or news.seen is not seen or kept.reduction.expects_inline:
+    if news is None or news.seen is not seen or kept.reduction.open_inline:
         return None
     return Turn(news.row, news.log, kept.reduction, kept)
 
@@ -96,8 +96,7 @@ def _caught_up(engine: Engine, kept: Kept | None) -> Turn | None:
     if kept is None:
         return None
     try:
-        # Whether an inline step is due again is not among the news.
-        found = None if kept.reduction.expects_inline else engine.store.catch_up(kept.row)
+        found = engine.store.catch_up(kept.row, kept.reduction.open_inline)
     except BaseException:
         kept.reduction.close()
         raise

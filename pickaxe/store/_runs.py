@@ -220,9 +220,14 @@ class RunStore:
         """What a run's message says, or None if there is no such run."""
         return self.database.row("route", run=run)
 
-    def catch_up(self, seen: RunRow) -> News | None:
-        """Where a run is now and what its log has got since it was as in `seen`; None if that chapter is over."""
-        row = self.database.row("catch_up", run=seen.id, chapter=seen.chapter, head=seen.head, epoch=seen.epoch)
+    def catch_up(self, seen: RunRow, inline: Sequence[str] = ()) -> News | None:
+        """Where a run is now and what its log has got since it was as in `seen`; None if that chapter is over.
+
+        `inline` are the open inline steps, of which it matters whether they are due.
+        """
+        row = self.database.row(
+            "catch_up", run=seen.id, chapter=seen.chapter, head=seen.head, epoch=seen.epoch, inline=_array(inline)
+        )
         return None if row is None else News(seen, _as_now(seen, row, self.database.asked_at), _log(row.news))
 
     def commit(self, run: RunRow, **values: Any) -> Commit:

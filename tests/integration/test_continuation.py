@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+import os
 import re
+import uuid
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from pickaxe import Pickaxe
+from pickaxe import Context, Pickaxe, Retry, agent, gather, inject, tool
+from pickaxe.engine._sweeper import release_due
+from pickaxe.engine._work import reduce
 from tests.integration.continuation_app import adds, adds_async, adds_at_once, adds_busy, adds_limited
 from tests.workers import running_worker
+
+
+@tool(inline=True, retries=Retry(attempts=2, backoff=0.01))
+def double(n: int, ctx: Context = inject()) -> int:
+    """Fails at first, now and then."""
+    if ctx.attempt == 1 and n % 4 == 0:
+        raise ValueError(n)
+    return 2 * n
+
+
+@agent
+async def doubles(rounds: int) -> int:
+    numbers = [1, 1, 1]
+    for _ in range(rounds):
+        numbers = await gather(*(double(n) for n in numbers))
+    return sum(numbers)
+
 
 AGENTS = (adds, adds_async, adds_limited, adds_busy, adds_at_once)
 
@@ -69,6 +90,21 @@ def test_calls_with_a_rate_limit_of_their_own_or_of_their_queue_take_a_message_e
 
 def test_calls_that_run_at_once_take_a_message_each(services, tmp_path):
     assert run(services, tmp_path, adds_at_once)["tool"] == 3
+
+
+def test_a_run_of_inline_calls_is_loaded_once_and_then_caught_up_with(services):
+    app = Pickaxe("inline", agents=[doubles], settings=services.settings())
+    engine, loads = app.engine, []
+    engine.store.register_worker(engine.owner, name="here", pid=os.getpid(), handles=["doubles", "double"], family="")
+    load = engine.store.load
+    engine.store.load = lambda run: loads.append(run) or load(run)
+    started = doubles.enqueue(6)
+    while started.status in ("ready", "waiting"):
+        release_due(engine)  # calls that have failed and are to be tried again
+        reduce(engine, uuid.UUID(started.id))
+    assert started.result(timeout=1) == 3 * 2**6
+    assert len(loads) == 1
+    app.client.close()
 
 
 def test_an_async_call_never_takes_up_a_thread_where_there_is_an_event_loop_for_it(services, tmp_path):

@@ -30,5 +30,5 @@ RETURNING s.name, s.digest, s.input AS arguments, s.options, s.attempt, s.deaths
             AND r.chapter = coalesce(CAST(:seen_chapter AS integer), r.chapter)
             AND (r.wake, r.epoch) IS DISTINCT FROM (CAST(:seen_head AS integer), CAST(:seen_epoch AS integer))
         THEN pickaxe.news(
-            r.id, r.chapter, coalesce(CAST(:seen_head AS integer), -1), coalesce(CAST(:seen_epoch AS integer), -1))
+            r.id, r.chapter, coalesce(CAST(:seen_head AS integer), -1), coalesce(CAST(:seen_epoch AS integer), -1), '{}')
     END AS news

@@ -22,9 +22,11 @@ BEGIN
 END $$;
 
 -- What a run's log has got since arrival p_head and commit p_epoch, as [steps, signals]: outcomes, steps that were asked
--- for since, the calls of gathers that have ended since, and signals. Since -1 and -1: all of the chapter.
-CREATE FUNCTION pickaxe.news(p_run uuid, p_chapter integer, p_head integer, p_epoch integer) RETURNS json
-LANGUAGE plpgsql STABLE AS $$
+-- for since, the calls of gathers that have ended since, those of `p_inline` however they are, and signals. Since -1 and
+-- -1: all of the chapter.
+CREATE FUNCTION pickaxe.news(
+    p_run uuid, p_chapter integer, p_head integer, p_epoch integer, p_inline text[]
+) RETURNS json LANGUAGE plpgsql STABLE AS $$
 BEGIN
     RETURN json_build_array((
         SELECT json_agg(json_build_array(
@@ -35,7 +37,7 @@ BEGIN
             s.state = 'unknown' AND s.due IS NULL OR s.dispatches = 0 AND s.due IS NOT NULL AND s.due > clock_timestamp()
         ))
         FROM pickaxe.step s WHERE s.run_id = p_run AND s.chapter = p_chapter AND (
-            s.seq > p_head OR s.born > p_epoch OR s.group_key IN (
+            s.seq > p_head OR s.born > p_epoch OR s.key = ANY (p_inline) OR s.group_key IN (
                 SELECT g.key FROM pickaxe.step g
                 WHERE g.run_id = p_run AND g.chapter = p_chapter AND g.kind = 'gather' AND g.seq > p_head))
     ), (
