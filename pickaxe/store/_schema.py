@@ -11,7 +11,7 @@ from sqlalchemy import Connection, text
 from pickaxe.errors import SchemaError
 from pickaxe.store._database import Database
 
-SCHEMA_RANGE = (2, 2)
+SCHEMA_RANGE = (3, 3)
 """Oldest and newest schema version this Pickaxe works with. Versions are the numbers of the migrations."""
 
 _LOCK = 0x5049434B00000001

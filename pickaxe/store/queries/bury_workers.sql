@@ -5,9 +5,11 @@ UPDATE pickaxe.worker w SET ended_at = clock_timestamp(), ended = 'died',
     held = (SELECT count(*) FROM pickaxe.step s WHERE s.owner = w.id AND s.state = 'running'),
     suspects = (SELECT count(*) FROM pickaxe.step s WHERE s.owner = w.id AND s.state = 'running' AND s.strikes >= 1)
 WHERE w.ended_at IS NULL
-    AND greatest(w.beat_at, pg_postmaster_start_time() + make_interval(secs => :found_again)) < clock_timestamp() - make_interval(secs => :dead)
+    AND greatest(w.beat_at, pg_postmaster_start_time() + make_interval(secs => :found_again))
+        < clock_timestamp() - make_interval(secs => :dead)
     AND (
-        greatest(w.beat_at, pg_postmaster_start_time() + make_interval(secs => :found_again)) < clock_timestamp() - make_interval(secs => :vanished)
+        greatest(w.beat_at, pg_postmaster_start_time() + make_interval(secs => :found_again))
+            < clock_timestamp() - make_interval(secs => :vanished)
         OR NOT EXISTS (
             SELECT 1 FROM pg_locks l
             WHERE l.locktype = 'advisory' AND l.classid = :lock_class AND l.objid = w.slot AND l.granted

@@ -1,9 +1,9 @@
--- A worker process takes a step: to run it, or, if an attempt's outcome is unknown, to ask for that. A duplicate or late
--- message finds another state or attempt, and takes nothing; nor does a process that was declared dead, until it has
--- taken a new name. Of the steps that are charged with deaths, a worker runs one at a time. With :informed, also what the
--- process needs to go on with the run: what is new in its log since arrival :seen_head and commit :seen_epoch of chapter
--- :seen_chapter, or, if these are null, all of it and the run's input besides. The claim of a call that may be repeated is
--- not flushed: the process that loses it in a crash of Postgres makes it again.
+-- A worker process takes a step: to run it, or, if an attempt's outcome is unknown, to ask for that. A duplicate or
+-- late message finds another state or attempt, and takes nothing; nor does a process that was declared dead, until it
+-- has taken a new name. Of the steps that are charged with deaths, a worker runs one at a time. With :informed, also
+-- what the process needs to go on with the run: what is new in its log since arrival :seen_head and commit :seen_epoch
+-- of chapter :seen_chapter, or, if these are null, all of it and the run's input besides. The claim of a call that may
+-- be repeated is not flushed: the process that loses it in a crash of Postgres makes it again.
 UPDATE pickaxe.step s SET
     state = 'running', attempt = s.attempt + 1, owner = :owner, ran_by = :owner, dispatches = 0, reason = NULL,
     progress = NULL, started_at = clock_timestamp(),
@@ -21,14 +21,16 @@ WHERE s.run_id = :run AND s.key = :key AND (s.state = 'ready' OR s.state = 'unkn
         WHERE me.id = :owner AND q.ended_at IS NULL))
 RETURNING s.name, s.digest, s.input AS arguments, s.options, s.attempt, s.deaths, s.group_key, s.history, s.strikes,
     s.reconciling, extract(epoch FROM s.expires)::float8 AS expires,
-    r.id, r.agent, r.version, r.root, r.queue, r.priority, r.parent_run, r.chapter, r.state, r.dispatches, r.epoch, r.head, r.wake,
-    r.cancel_seq, extract(epoch FROM r.cancel_at)::float8 AS cancelled, r.cancel_reason, r.timed_out,
-    extract(epoch FROM r.chapter_at)::float8 AS started, extract(epoch FROM clock_timestamp())::float8 AS now,
+    r.id, r.agent, r.version, r.root, r.queue, r.priority, r.parent_run, r.chapter, r.state, r.dispatches,
+    r.epoch, r.head, r.wake, r.cancel_seq, extract(epoch FROM r.cancel_at)::float8 AS cancelled, r.cancel_reason,
+    r.timed_out, extract(epoch FROM r.chapter_at)::float8 AS started,
+    extract(epoch FROM clock_timestamp())::float8 AS now,
     CASE WHEN NOT s.options::jsonb ? 'effect' THEN set_config('synchronous_commit', 'off', true) END,
     CASE WHEN :informed AND CAST(:seen_chapter AS integer) IS NULL THEN r.input END AS input,
     CASE WHEN :informed AND s.group_key IS NULL AND r.state IN ('ready', 'waiting')
             AND r.chapter = coalesce(CAST(:seen_chapter AS integer), r.chapter)
             AND (r.wake, r.epoch) IS DISTINCT FROM (CAST(:seen_head AS integer), CAST(:seen_epoch AS integer))
         THEN pickaxe.news(
-            r.id, r.chapter, coalesce(CAST(:seen_head AS integer), -1), coalesce(CAST(:seen_epoch AS integer), -1), '{}')
+            r.id, r.chapter, coalesce(CAST(:seen_head AS integer), -1),
+            coalesce(CAST(:seen_epoch AS integer), -1), '{}')
     END AS news

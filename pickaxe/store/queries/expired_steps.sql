@@ -1,4 +1,3 @@
 -- Calls that did not start, or did not end, within their schedule or total time.
-SELECT run_id, key, name, state, attempt, owner, options, history, started_at IS NULL AS unstarted,
-    extract(epoch FROM clock_timestamp())::float8 AS now
+SELECT run_id, key, name, state, attempt, owner, options, history, started_at IS NULL AS unstarted
 FROM pickaxe.step WHERE expires <= clock_timestamp() ORDER BY expires LIMIT :batch

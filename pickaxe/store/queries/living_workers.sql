@@ -1,4 +1,5 @@
--- The workers that live, and their processes: those that hold their session lock and have beaten within :vanished seconds.
+-- The workers that live, and their processes: those that hold their session lock and have beaten within :vanished
+-- seconds.
 SELECT w.name, w.family, array_agg(w.pid ORDER BY w.started_at) AS pids
 FROM pickaxe.worker w
 WHERE w.ended_at IS NULL AND w.beat_at > clock_timestamp() - make_interval(secs => :vanished)

@@ -21,59 +21,6 @@ BEGIN
     END IF;
 END $$;
 
--- What a run's log has got since arrival p_head and commit p_epoch, as [steps, signals]: outcomes, steps that were asked
--- for since, the calls of gathers that have ended since, those of `p_inline` however they are, and signals. Since -1 and
--- -1: all of the chapter.
-CREATE FUNCTION pickaxe.news(
-    p_run uuid, p_chapter integer, p_head integer, p_epoch integer, p_inline text[]
-) RETURNS json LANGUAGE plpgsql STABLE AS $$
-BEGIN
-    RETURN json_build_array((
-        SELECT json_agg(json_build_array(
-            s.key, s.kind, s.name, s.digest, s.state, s.seq, extract(epoch FROM s.finished_at)::float8,
-            s.output, s.error, s.group_key, s.ordinal, s.attempt,
-            -- Once it has been dispatched, its due time only says when to do that again. What a person must resolve
-            -- has none.
-            s.state = 'unknown' AND s.due IS NULL OR s.dispatches = 0 AND s.due IS NOT NULL AND s.due > clock_timestamp()
-        ))
-        FROM pickaxe.step s WHERE s.run_id = p_run AND s.chapter = p_chapter AND (
-            s.seq > p_head OR s.born > p_epoch OR s.key = ANY (p_inline) OR s.group_key IN (
-                SELECT g.key FROM pickaxe.step g
-                WHERE g.run_id = p_run AND g.chapter = p_chapter AND g.kind = 'gather' AND g.seq > p_head))
-    ), (
-        SELECT json_agg(json_build_array(g.seq, extract(epoch FROM g.created_at)::float8, g.name, g.payload))
-        FROM pickaxe.signal g WHERE g.run_id = p_run AND g.chapter = p_chapter AND g.seq > p_head
-    ));
-END $$;
-
--- The next call that its gather's cap holds back may run, if there is one and the gather has a cap. The caller holds
--- the row of the call whose place it takes.
-CREATE FUNCTION pickaxe.release_next(p_run uuid, p_group text, p_redispatch double precision) RETURNS text[]
-LANGUAGE plpgsql AS $$
-DECLARE released text[];
-BEGIN
-    -- Locked, so that a place is not given away while another counts those that are taken.
-    PERFORM 1 FROM pickaxe.step WHERE run_id = p_run AND key = p_group AND options::jsonb->>'limit' IS NOT NULL
-        AND state = 'waiting' FOR UPDATE;
-    IF NOT FOUND THEN RETURN '{}'; END IF;
-    WITH next AS (
-        SELECT key FROM pickaxe.step
-        WHERE run_id = p_run AND group_key = p_group AND state = 'blocked'
-        ORDER BY index LIMIT 1 FOR UPDATE SKIP LOCKED
-    ), freed AS (
-        UPDATE pickaxe.step t SET state = CASE WHEN t.kind = 'tool' THEN 'ready' ELSE 'waiting' END,
-            due = CASE WHEN t.kind = 'tool' THEN clock_timestamp() + make_interval(secs => p_redispatch) END
-        FROM next WHERE t.run_id = p_run AND t.key = next.key
-        RETURNING t.key, t.kind
-    ), started AS (
-        UPDATE pickaxe.run c SET due = clock_timestamp() + make_interval(secs => p_redispatch)
-        FROM freed WHERE freed.kind = 'child' AND c.parent_run = p_run AND c.parent_step = freed.key
-            AND c.state = 'ready' AND c.due IS NULL
-    )
-    SELECT coalesce(array_agg(key), '{}') INTO released FROM freed;
-    RETURN released;
-END $$;
-
 -- A step ends. Guarded by the states it may come from and, when given, by attempt and owner: a stale owner
 -- changes nothing. A plain step arrives at its run; a gathered one is counted once by its gather, and the
 -- gather arrives when that decides it. `accepted` tells whether the outcome was taken, `woken` whether the
@@ -131,9 +78,23 @@ BEGIN
         SELECT w.seq, w.woken INTO seq, woken FROM pickaxe.wake(p_run, p_redispatch) w;
         UPDATE pickaxe.step SET state = fired, seq = settle.seq, finished_at = clock_timestamp()
             WHERE run_id = p_run AND key = s.group_key;
-    ELSIF g.key IS NOT NULL AND o->>'limit' IS NOT NULL AND pickaxe.holds_place(s) THEN
-        -- What ended while it had no place had none to pass on.
-        released := pickaxe.release_next(p_run, g.key, p_redispatch);
+    ELSIF g.key IS NOT NULL AND o->>'limit' IS NOT NULL AND s.state <> 'blocked' THEN
+        -- What ended while it was still blocked had no place to pass on.
+        WITH next AS (
+            SELECT key FROM pickaxe.step
+            WHERE run_id = p_run AND group_key = g.key AND state = 'blocked'
+            ORDER BY index LIMIT 1 FOR UPDATE SKIP LOCKED
+        ), freed AS (
+            UPDATE pickaxe.step t SET state = CASE WHEN t.kind = 'tool' THEN 'ready' ELSE 'waiting' END,
+                due = CASE WHEN t.kind = 'tool' THEN clock_timestamp() + make_interval(secs => p_redispatch) END
+            FROM next WHERE t.run_id = p_run AND t.key = next.key
+            RETURNING t.key, t.kind
+        ), started AS (
+            UPDATE pickaxe.run c SET due = clock_timestamp() + make_interval(secs => p_redispatch)
+            FROM freed WHERE freed.kind = 'child' AND c.parent_run = p_run AND c.parent_step = freed.key
+                AND c.state = 'ready' AND c.due IS NULL
+        )
+        SELECT coalesce(array_agg(key), '{}') INTO released FROM freed;
     END IF;
 END $$;
 
@@ -153,7 +114,7 @@ BEGIN
         r.state, r.output, r.error, p_redispatch) t;
 END $$;
 
--- Locks the steps that are about to be cancelled in the order in which a gathered step ends: itself, its gather, then the
+-- Locks the steps that a reduction cancels in the order in which a gathered step ends: itself, its gather, then the
 -- run. Else the two would block each other until Postgres notices, which takes a second.
 CREATE FUNCTION pickaxe.lock_gathered(p_run uuid, p_keys text[]) RETURNS void
 LANGUAGE plpgsql AS $$
@@ -253,7 +214,7 @@ BEGIN
                     THEN clock_timestamp() END,
                 dispatches = 0, expires = NULL, owner = NULL, finished_at = clock_timestamp()
             WHERE s.run_id = p_run AND s.key = ANY (p_cancels)
-                AND s.state IN ('blocked', 'ready', 'running', 'waiting', 'unknown', 'quarantined')
+                AND s.state IN ('blocked', 'ready', 'running', 'waiting')
             RETURNING s.key, s.kind, s.state
         )
         SELECT coalesce(array_agg(c.id), '{}') INTO orphans
@@ -331,11 +292,6 @@ DECLARE
     s integer;
 BEGIN
     told := false; woken := false; ended := false; parent_woken := false; released := '{}'; orphans := '{}';
-    IF p_force OR EXISTS (SELECT 1 FROM pickaxe.run t WHERE t.id = p_run AND t.state = 'paused') THEN
-        PERFORM pickaxe.lock_gathered(p_run, ARRAY(
-            SELECT key FROM pickaxe.step WHERE run_id = p_run
-                AND state IN ('blocked', 'ready', 'running', 'waiting', 'unknown', 'quarantined')));
-    END IF;
     SELECT * INTO r FROM pickaxe.run WHERE id = p_run FOR UPDATE;
     known := FOUND;
     IF NOT known OR r.state IN ('succeeded', 'failed', 'cancelled') THEN RETURN; END IF;
@@ -352,7 +308,7 @@ BEGIN
             due = CASE WHEN kind = 'child' AND (state = 'blocked' OR options::jsonb->>'policy' <> 'detach')
                 THEN clock_timestamp() END,
             dispatches = 0, expires = NULL, owner = NULL, finished_at = clock_timestamp()
-            WHERE run_id = p_run AND state IN ('blocked', 'ready', 'running', 'waiting', 'unknown', 'quarantined');
+            WHERE run_id = p_run AND state IN ('blocked', 'ready', 'running', 'waiting');
         SELECT coalesce(array_agg(c.id), '{}') INTO orphans
             FROM pickaxe.step t JOIN pickaxe.run c ON c.parent_run = p_run AND c.parent_step = t.key
             WHERE t.run_id = p_run AND t.state = 'cancelling';
