@@ -64,8 +64,6 @@ def run_sync(attempt: Attempt) -> Any:
 
 async def run_async(attempt: Attempt) -> Any:
     """Run an async body in this loop."""
-    if not attempt.is_async:
-        return await asyncio.to_thread(run_sync, attempt)
     arguments = attempt.arguments()
     if attempt.gate:
         await asyncio.to_thread(enter, attempt.engine, attempt.gate)
@@ -185,10 +183,12 @@ def settle(engine: Engine, outcome: Outcome) -> Settled:
 
 
 def unless_lost(engine: Engine, outcome: Outcome, settled: Settled) -> Settled:
-    """What recording an outcome did; it is recorded again if it was refused because Postgres has lost the claim."""
+    """What recording an outcome did. It is recorded again if it was refused, for Postgres may have lost the claim."""
     claim = outcome.claim
-    if settled.accepted or not insist(engine, _name(claim), lambda: hold_on(engine, claim, outcome.owner)):
+    if settled.accepted or claim.options.get("effect"):
         return settled
+    # Whether or not this takes it again: the process's beat may have done so first.
+    insist(engine, _name(claim), lambda: hold_on(engine, claim, outcome.owner))
     return _settle(engine, outcome)
 
 

@@ -14,10 +14,11 @@ import psycopg
 import pytest
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from pickaxe import _values
+from pickaxe import Pickaxe, _values
 from pickaxe._states import StepState
 from pickaxe._uuids import uuid7
-from pickaxe.store import Database, NewRun, Store
+from pickaxe.engine import _attempts
+from pickaxe.store import Database, NewRun, Outcome, Settled, Store
 
 
 class ForgetfulDatabase(Database):
@@ -359,3 +360,38 @@ def succeed(store: Store, run: uuid.UUID) -> Any:
 
 def cancel(store: Store, run: uuid.UUID, *, force: bool = False) -> Any:
     return store.cancel_run(run, reason="", error="{}", timed_out=False, force=force)
+
+
+@pytest.mark.parametrize(("again", "accepted"), [("nobody", True), ("its beat", True), ("another", False)])
+def test_the_outcome_of_a_call_whose_claim_was_lost_counts_unless_another_process_has_claimed_it_since(
+    services: Any, again: str, accepted: bool
+) -> None:
+    app = Pickaxe("interleavings", settings=services.settings())
+    engine, store = app.engine, app.engine.store
+    try:
+        for owner in (engine.owner, "another"):
+            store.register_worker(owner, name=owner, pid=1, handles=[])
+        run = new_run(store)
+        assert commit(store, run, [step("a")]).committed
+        claimed = store.claim(run.id, "a", 1, engine.owner, grace=2)
+        assert claimed is not None
+        undo = "UPDATE pickaxe.step SET state = 'ready', attempt = 0, owner = NULL WHERE run_id = %s"
+        refused = store.settle
+
+        def first_refused(*args: Any, **more: Any) -> Settled:
+            """The claim is lost before the outcome comes, and made again right after it was refused."""
+            store.settle = refused
+            with store.database.engine.connect() as connection:
+                connection.exec_driver_sql(undo, (run.id,))
+            settled = store.settle(*args, **more)
+            assert not settled.accepted
+            if again != "nobody":
+                owner = engine.owner if again == "its beat" else "another"
+                assert store.claim(run.id, "a", 1, owner, grace=2) is not None
+            return settled
+
+        store.settle = first_refused
+        outcome = Outcome(claimed, engine.owner, StepState.SUCCEEDED, "1", None, claimed.clock())
+        assert _attempts.settle(engine, outcome).accepted is accepted
+    finally:
+        app.client.close()
