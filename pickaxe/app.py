@@ -211,7 +211,9 @@ class Pickaxe(BrokerApp):
         self.engine.family = self._family
         self._liveness = Liveness(self.engine)
         self._liveness.start()
-        gc.freeze()  # what there is by now stays, and need not be looked at by every collection
+        # What there is by now stays, and need not be looked at by every collection.
+        gc.collect()
+        gc.freeze()
 
     def _process_stopped(self) -> None:
         if self._liveness is not None:

@@ -27,7 +27,7 @@ from pickaxe.broker._lifecycle import (
     running_worker,
 )
 from pickaxe.broker._publish import Message, Publisher, PublishError
-from pickaxe.broker._transport import install
+from pickaxe.broker._transport import Command, install
 
 if TYPE_CHECKING:
     from pickaxe.broker._consumer import Consumer
@@ -46,6 +46,7 @@ _LAZY = {
 __all__ = [
     "DEFAULT_PRIORITY_STEPS",
     "BrokerApp",
+    "Command",
     "Consumer",
     "CoroutinePool",
     "Message",

@@ -20,6 +20,7 @@ from pickaxe.engine._dispatch import claims_of
 from pickaxe.engine._doubt import is_once
 from pickaxe.engine._engine import Engine
 from pickaxe.engine._gate import may_start
+from pickaxe.engine._quarantine import apart
 from pickaxe.engine._transitions import step_entry
 from pickaxe.errors import StillUnknown
 from pickaxe.store import Claim
@@ -131,7 +132,7 @@ def claim(engine: Engine, spec: ToolSpec, message: dict[str, Any]) -> Attempt | 
         failpoint("claim.after")
         if claimed is None:
             if message.get("suspect"):
-                engine.store.defer_suspect(run, key, attempt - 1)
+                apart(engine, run, key, attempt - 1)
             return None
         gate = claims_of(engine, queue, claimed.options.get("limits") or [])
         return own(engine, spec, claimed, owner, gate)

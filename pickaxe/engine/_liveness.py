@@ -83,7 +83,7 @@ class Liveness:
     def _give_back_strays(self, strays: set[str]) -> None:
         """Calls that this process owns and does not run: the answer to a claim, or an outcome, never got through.
 
-            Nobody else may touch them while this process lives. One that is just ending looks like that too: ask twice.
+        Nobody else may touch them while this process lives. One that is just ending looks like that too: ask twice.
         Whether its body has begun, this process knows: only then can one that may run once be in doubt.
         """
         for token in strays & self._strays:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
+from pickaxe._failpoints import failpoint
 from pickaxe.engine._engine import Engine
 from pickaxe.store import BATCH
 
@@ -47,7 +48,9 @@ class Purge:
         """In small transactions, and not for long: what is due has to wait for this."""
         total = 0
         for _ in range(BATCHES):
+            failpoint("purge.before")
             total += (count := self._engine.store.purge(what, keep))
+            failpoint("purge.after")
             if count < BATCH:
                 break
         return total

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
+import uuid
 from collections.abc import Iterator
 
 from pickaxe._failpoints import failpoint
@@ -51,7 +52,10 @@ def reclaim(engine: Engine, *, bury: bool = True) -> None:
 def report_exit(engine: Engine, pid: int, status: int) -> None:
     """A child of this worker's main process has ended: sooner known than by its silence, and with the reason."""
     try:
-        if engine.store.process_exited(engine.family, pid, exit_name(status)):
+        failpoint("exit.before")
+        recorded = engine.store.process_exited(engine.family, pid, exit_name(status))
+        failpoint("exit.after")
+        if recorded:
             logger.warning("child process %d was ended by %s", pid, exit_name(status))
             engine.nudge(0)
     except PickaxeError as error:
@@ -90,4 +94,13 @@ def watched(engine: Engine, row: RunRow, *, wary: bool = False) -> Iterator[bool
     try:
         yield True
     finally:
+        failpoint("clear.before")
         engine.store.clear_reduction(row.id, owner)
+        failpoint("clear.after")
+
+
+def apart(engine: Engine, run: uuid.UUID, key: str, attempt: int) -> None:
+    """A call that is charged with deaths and could not be claimed waits, if that is why, for those that run now."""
+    failpoint("apart.before")
+    engine.store.defer_suspect(run, key, attempt)
+    failpoint("apart.after")

@@ -16,6 +16,7 @@ from typing import Any
 import redis
 
 from pickaxe import _values
+from pickaxe.broker import Command
 
 logger = logging.getLogger("pickaxe.stream")
 
@@ -24,9 +25,6 @@ MAX_LENGTH = 10_000
 
 LINGER = 0.01
 """Seconds for which more transitions are waited for, to be sent together."""
-
-
-Command = tuple[str | int, ...]
 
 
 def stream_key(run: uuid.UUID | str) -> str:

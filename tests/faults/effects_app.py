@@ -220,17 +220,18 @@ def poison(how: Deadly, times: int = 99, seconds: float = 0.0, ctx: Context = in
     """Kills its process, the first so many times."""
     write("start", ctx.idempotency_key, ctx.attempt)
     time.sleep(seconds)
-    if ctx.attempt <= times:
-        write("dies", ctx.idempotency_key, ctx.attempt)
-        die(how)
-    write("end", ctx.idempotency_key, ctx.attempt)
-    return "survived"
+    return survived(how, times, ctx)
 
 
 @tool
 async def poison_async(how: Deadly, times: int = 99, seconds: float = 0.0, ctx: Context = inject()) -> str:
     write("start", ctx.idempotency_key, ctx.attempt)
     await asyncio.sleep(seconds)
+    return survived(how, times, ctx)
+
+
+def survived(how: Deadly, times: int, ctx: Context) -> str:
+    """Not in the first so many attempts."""
     if ctx.attempt <= times:
         write("dies", ctx.idempotency_key, ctx.attempt)
         die(how)

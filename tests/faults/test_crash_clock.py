@@ -29,7 +29,7 @@ MODES = ("plain", "resume", "inline")
 AT_ONCE = 4
 """Clocks that run side by side: most of the time of each is waiting."""
 
-FOR_EVER = {"sweep", "reclaim"}
+FOR_EVER = {"sweep", "reclaim", "purge"}
 """Passed all the time, whatever the run does: a few times will do."""
 
 RUN = (3, 11)

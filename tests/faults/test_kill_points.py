@@ -18,6 +18,12 @@ from tests.faults.report import Report
 ELSEWHERE = {
     "suspect.before": "test_a_worker_that_dies_while_it_looks_into_a_reduction_leaves_that_to_the_next",
     "suspect.after": "test_a_worker_that_dies_while_it_looks_into_a_reduction_leaves_that_to_the_next",
+    "clear.before": "test_a_worker_that_dies_right_after_a_reduction_it_was_wary_of_has_committed_it",
+    "clear.after": "test_a_worker_that_dies_right_after_a_reduction_it_was_wary_of_has_committed_it",
+    "apart.before": "test_a_worker_that_dies_while_it_keeps_two_suspects_apart_leaves_both_to_be_run",
+    "apart.after": "test_a_worker_that_dies_while_it_keeps_two_suspects_apart_leaves_both_to_be_run",
+    "exit.before": "test_a_parent_that_dies_while_it_buries_its_child_leaves_that_to_the_fleet",
+    "exit.after": "test_a_parent_that_dies_while_it_buries_its_child_leaves_that_to_the_fleet",
     "resolve.before": "test_a_verdict_given_by_a_process_that_dies_holds_or_can_be_given_again",
     "resolve.after": "test_a_verdict_given_by_a_process_that_dies_holds_or_can_be_given_again",
 }

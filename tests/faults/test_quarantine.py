@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
+from pickaxe import Run
 from pickaxe.errors import RunPausedError
 from pickaxe.store import StepView
 from tests.faults.effects_app import deadly, neighbours, poisoned, poisoned_gather
@@ -39,6 +40,16 @@ def set_aside(fleet: Fleet, run: Any, within: float = 30) -> StepView:
     eventually(lambda: [s for s in run.steps() if s.state == "quarantined"], "a step is quarantined", within)
     [step] = [s for s in run.steps() if s.state == "quarantined"]
     return step
+
+
+def deadly_once(fleet: Fleet) -> Run[str]:
+    """A run whose reduction has killed one worker."""
+    run = fleet.enqueue(deadly, "sigkill")
+    first = fleet.start("first", pool="solo")
+    eventually(lambda: run.status == "waiting", "it waits")
+    run.signal("go", True)
+    eventually(first.has_died, "the first dies of the reduction")
+    return run
 
 
 @contextmanager
@@ -216,11 +227,7 @@ def test_a_run_whose_reduction_kills_its_workers_is_paused_and_goes_on_once_its_
 def test_a_worker_that_dies_while_it_looks_into_a_reduction_leaves_that_to_the_next(
     fleet: Fleet, evidence: Callable[..., None], place: str
 ) -> None:
-    run = fleet.enqueue(deadly, "sigkill")
-    fleet.start("first", pool="solo")
-    eventually(lambda: run.status == "waiting", "it waits")
-    run.signal("go", True)
-    eventually(fleet.workers[0].has_died, "the first dies of the reduction")
+    run = deadly_once(fleet)
     victim = fleet.start("victim", environment={"PICKAXE_FAILPOINTS": f"{place}=kill"})
     eventually(victim.has_died, f"the victim dies at {place}")
     with supervised(fleet) as generations:
@@ -232,6 +239,21 @@ def test_a_worker_that_dies_while_it_looks_into_a_reduction_leaves_that_to_the_n
     fleet.start("mended", environment={"PICKAXE_TEST_MENDED": "1"})
     assert run.retry()
     assert fleet.results([run]) == ["survived 1"]
+    fleet.check_at_rest()
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("place", ["clear.before", "clear.after"])
+def test_a_worker_that_dies_right_after_a_reduction_it_was_wary_of_has_committed_it(
+    fleet: Fleet, evidence: Callable[..., None], place: str
+) -> None:
+    run = deadly_once(fleet)
+    mended = {"PICKAXE_TEST_MENDED": "1"}
+    victim = fleet.start("victim", environment=mended | {"PICKAXE_FAILPOINTS": f"{place}=kill"})
+    eventually(victim.has_died, f"the victim dies at {place}")
+    fleet.start("heir", environment=mended)
+    assert fleet.results([run]) == ["survived 1"]
+    evidence(f"pid {victim.pid} died at {place}; the reduction is its, and nobody is charged with it")
     fleet.check_at_rest()
 
 
@@ -252,3 +274,41 @@ def test_a_child_that_dies_is_buried_by_its_parent_at_once_and_with_the_reason(
     assert (ended, how) == ("died", "SIGKILL")
     evidence(f"pid {body.pid}, a child of {worker.pid}, was buried as {how}")
     report(hits=1, verdict=fleet.check())
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("place", ["exit.before", "exit.after"])
+def test_a_parent_that_dies_while_it_buries_its_child_leaves_that_to_the_fleet(
+    fleet: Fleet, evidence: Callable[..., None], place: str
+) -> None:
+    run = fleet.enqueue(neighbours, 1, 1.0)
+    worker = fleet.start("worker", pool="prefork", concurrency=2, environment={"PICKAXE_FAILPOINTS": f"{place}=kill"})
+    [body] = eventually(fleet.running, "the body runs")
+    psutil.Process(body.pid).kill()
+    eventually(worker.has_died, f"the parent dies at {place}")
+    fleet.start("heir", pool="custom")
+    assert fleet.results([run]) == [0]
+    evidence(f"pid {body.pid} was killed, and its parent {worker.pid} at {place}")
+    fleet.check_at_rest()
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("place", ["apart.before", "apart.after"])
+def test_a_worker_that_dies_while_it_keeps_two_suspects_apart_leaves_both_to_be_run(
+    fleet: Fleet, evidence: Callable[..., None], place: str
+) -> None:
+    forgiving = {"PICKAXE_QUARANTINE_AFTER": "0"}
+    run = fleet.enqueue(neighbours, 2, 0.5)
+    fleet.start("agents", queues="agents", environment=forgiving)
+    suspects = "UPDATE pickaxe.step SET strikes = 1, due = now() WHERE name = 'neighbour' RETURNING key"
+    eventually(lambda: len(run.steps()) == 3, "both calls are ready")
+    assert len(fleet.query(suspects)) == 2
+    victim = fleet.start(
+        "victim", pool="custom", concurrency=2, queues="tools",
+        environment=forgiving | {"PICKAXE_FAILPOINTS": f"{place}=kill"},
+    )  # fmt: skip
+    eventually(victim.has_died, f"the victim dies at {place}")
+    fleet.start("heir", pool="custom", concurrency=2, environment=forgiving)
+    assert fleet.results([run]) == [1]
+    evidence(f"pid {victim.pid} died at {place}; strikes are now {[s.strikes for s in run.steps()]}")
+    fleet.check_at_rest()
