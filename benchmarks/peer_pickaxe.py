@@ -38,7 +38,7 @@ def step(run: str, i: int) -> dict[str, Any]:
 @tool(queue="tools")
 def hold() -> None:
     """Keep the run at its end until the driver lets go, or kills this process."""
-    while held():
+    while held():  # a file says so, as it does to all peers: there is nothing to wait on
         time.sleep(0.05)
 
 
@@ -104,7 +104,7 @@ def worker() -> None:
 
 
 def _silent(*_: Any) -> None:
-    """Instead of writing a live stream."""
+    """Instead of writing a live stream: what that costs. Written here too, for a peer is one file to its harness."""
 
 
 def _ready(**_: Any) -> None:
