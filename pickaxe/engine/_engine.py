@@ -62,6 +62,11 @@ class Running:
         with self._lock:
             self._calls.pop(token, None)
 
+    def get(self, token: str) -> Any:
+        """The attempt, if this process runs it. Else None."""
+        with self._lock:
+            return self._calls.get(token)
+
     def snapshot(self) -> dict[str, Any]:
         with self._lock:
             return dict(self._calls)
