@@ -227,7 +227,7 @@ class Client:
     def publish_event(self, key: str, payload: Any = None, *, scope: str = "") -> int:
         """Publish an outside fact. Every run that waits for it takes it. Returns how many were woken."""
         checked(key, "the key of the event"), checked(scope, "the scope of the event", empty=True)
-        text = _values.encode(_values.adapter(Any), payload, what=f"the event {key!r}", cap=self.settings.max_payload)
+        text = _values.encode(_values.ANYTHING, payload, what=f"the event {key!r}", cap=self.settings.max_payload)
         failpoint("event.before")
         woken = self.store.publish_event(key, scope, text)
         failpoint("event.after")
