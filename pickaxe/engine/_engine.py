@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
 import threading
-import uuid
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from functools import cached_property
@@ -199,4 +199,4 @@ class Background:
 
 def new_owner() -> str:
     """A name no other process has, or will have."""
-    return uuid.uuid4().hex
+    return secrets.token_hex(8)  # short, for every step has it twice
