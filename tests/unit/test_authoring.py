@@ -6,6 +6,7 @@ import asyncio
 import enum
 import math
 import uuid
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -257,6 +258,17 @@ class TestOutside:
             )
 
         assert asyncio.run(main()) == (["<a>", "<b>"], ["<a>"], "<a>", ["<x>", "<y>"])
+
+    def test_gather_says_how_a_list_of_calls_is_given_to_it(self) -> None:
+        @agent
+        async def gathers() -> list[str]:
+            return await gather([fetch("a"), fetch("b")])  # type: ignore[list-item]
+
+        with (
+            warnings.catch_warnings(action="ignore"),
+            pytest.raises(RunFailedError, match=r"not list: spread them, gather\(\*calls\)"),
+        ):
+            simulate(gathers).result()
 
     def test_gather_reports_a_quorum_out_of_reach(self) -> None:
         async def fails() -> None:
