@@ -1,9 +1,10 @@
 """Refuses I/O, threads and blocking calls inside agents, at the line that tries.
 
 Python raises an audit event before it opens a file, connects a socket, starts a thread or a process, or
-sleeps. While an agent runs, those events raise `ImpureAgentError` instead of going on. So does Pickaxe's own
-`pickaxe.log`, before each statement. What raises no event cannot be seen here (`time.time()`, `random.random()`, a
-connection that is open already): a replay that differs because of it is caught by the comparison with the log.
+sleeps. While an agent runs, those events raise `ImpureAgentError` instead of going on. So do Pickaxe's own:
+`pickaxe.log` before each statement, `pickaxe.message` before each Celery task. What raises no event cannot be
+seen here (`time.time()`, `random.random()`, another library's connection that is open already): a replay that
+differs because of it is caught by the comparison with the log.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ _FORBIDDEN = {
     "os.truncate": "change a file",
     "os.utime": "change a file",
     "pickaxe.log": "enqueue, signal or look at a run",
+    "pickaxe.message": "send a Celery task",
     "shutil.copyfile": "copy a file",
     "shutil.rmtree": "remove a directory",
     "socket.__new__": "open a socket",

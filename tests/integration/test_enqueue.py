@@ -76,6 +76,24 @@ def test_an_agent_can_neither_start_nor_look_at_a_run_from_outside_even_in_a_war
     assert app.client.store.list_signals(uuid.UUID(known.id), 0) == []
 
 
+def test_an_agent_cannot_send_a_celery_task_even_over_a_connection_that_is_open(app):
+    app.send_task("legacy.mail", queue="agents")
+
+    @app.task(name="legacy.call", queue="agents")
+    def call() -> None: ...
+
+    @agent
+    async def sends(how: str) -> None:
+        app.send_task("legacy.mail", queue="agents") if how == "send_task" else call.delay()
+
+    for how in ("send_task", "delay"):
+        with pytest.raises(
+            errors.RunFailedError, match=r"an agent tried to send a Celery task at .*test_enqueue\.py:\d+"
+        ):
+            simulate(sends, how).result()
+    assert queued(app) == 1
+
+
 def test_the_same_idempotency_key_gives_the_same_run(app):
     first = ship.enqueue(Order(number=1), idempotency_key="order-1")
     second = ship.enqueue(Order(number=1), idempotency_key="order-1")
