@@ -13,6 +13,7 @@ import pytest
 
 from pickaxe import agent
 from pickaxe._places import raised_at
+from pickaxe.cli._text import told
 from pickaxe.engine._errors import describe
 from pickaxe.errors import InputError, PickaxeError, RunFailedError
 from pickaxe.testing import simulate
@@ -66,6 +67,17 @@ def test_a_value_that_does_not_fit_was_not_raised_in_the_library_that_checks_it(
     with pytest.raises(RunFailedError, match="OutputError") as failed:
         simulate(promises, 1).result()
     assert "raised at" not in str(failed.value)
+
+
+def test_an_exception_that_says_nothing_is_told_by_its_type_and_its_line() -> None:
+    @agent
+    async def is_late() -> None:
+        async with asyncio.timeout(1):
+            await asyncio.sleep(2)
+
+    with pytest.raises(RunFailedError, match=r"failed: TimeoutError \(raised at "):
+        simulate(is_late).result()
+    assert told({"type": "TimeoutError", "message": "", "where": "a.py:1 in f"}) == "TimeoutError, at a.py:1 in f"
 
 
 def test_a_group_of_exceptions_was_raised_where_its_first_was() -> None:
