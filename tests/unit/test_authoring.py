@@ -208,6 +208,26 @@ class TestRefusedFunctions:
         with pytest.raises(ConfigurationError):
             tool(**options)(search.fn)
 
+    @pytest.mark.parametrize(
+        ("options", "told"),
+        [
+            ({"inline": True, "rate_limit": "1/s"}, "has a rate_limit and is inline"),
+            ({"inline": True, "queue": "web"}, "has a queue and is inline"),
+            ({"rate_key": "site"}, "has a rate_key and no rate_limit"),
+            ({"rate_units": 2}, "has a rate_units and no rate_limit"),
+        ],
+    )
+    def test_options_that_would_be_ignored(self, options: dict[str, Any], told: str) -> None:
+        with pytest.raises(ConfigurationError, match=told):
+            tool(**options)(search.fn)
+
+    @pytest.mark.parametrize("queue", ["", " ", "web,api", " web"])
+    def test_queues_that_no_worker_could_be_told(self, queue: str) -> None:
+        with pytest.raises(ConfigurationError, match="cannot be the name of a queue"):
+            tool(queue=queue)(search.fn)
+        with pytest.raises(ConfigurationError, match="cannot be the name of a queue"):
+            agent(queue=queue)(research.fn)
+
 
 class TestOutside:
     """Outside of a fleet, a handle is the function."""
