@@ -96,7 +96,7 @@ class Run(Generic[R]):
 
     def _ended(self, view: RunView) -> R:
         error = view.error or {}
-        told = f"{error.get('type', '')}: {error.get('message', '')}"
+        told = ": ".join(filter(None, (error.get("type"), error.get("message"))))
         told += f" (raised at {error['where']})" if error.get("where") else ""
         if view.state is RunState.SUCCEEDED:
             value: R = view.output if self._handle is None else self._typed(view.output)

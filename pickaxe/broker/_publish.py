@@ -257,7 +257,7 @@ def _as_publish_error() -> Iterator[None]:
     except BROKER_ERRORS as error:
         cause = error.__cause__ if isinstance(error, BatchPublishError) and error.__cause__ else error
         raise PublishError(
-            f"the broker did not take the messages: {cause or type(cause).__name__}. "
+            f"the broker did not take the messages: {str(cause).rstrip('.') or type(cause).__name__}. "
             f"Check that it runs and can be reached; whatever is recorded will be published again."
         ) from error
 
