@@ -425,3 +425,27 @@ def test_a_call_whose_claim_was_lost_is_not_begun_again_by_the_process_that_runs
     found = store.view_step(run.id, "a")
     assert found is not None
     assert (found.state, found.attempt) == ("running", 1), "it is claimed again, and goes on"
+
+
+def test_a_failed_attempt_whose_claim_was_lost_counts_as_a_try(engine: Engine) -> None:
+    store = engine.store
+    run = new_run(store)
+    assert commit(store, run, [step("a", options='{"attempts": 3}')]).committed
+    attempt = claim(engine, a.spec, {"run": str(run.id), "step": "a", "attempt": 1})
+    assert attempt is not None
+    undo(engine, run.id)
+    assert _attempts.raised(attempt, ValueError("no")) is None
+    found = store.view_step(run.id, "a")
+    assert found is not None
+    assert (found.state, found.attempt, [past["ended"] for past in found.history]) == ("ready", 1, ["failed"])
+
+
+def test_an_event_does_not_overtake_one_that_a_wait_is_about_to_find_when_it_looks_back(store: Store) -> None:
+    run = new_run(store)
+    store.publish_event("paid", "", '{"n": 1}')
+    wait = step("paid", "event", "waiting", input='{"scope": "", "where": {}, "within": 60}')
+    assert commit(store, run, [wait]).committed
+    store.publish_event("paid", "", '{"n": 2}')
+    assert store.look_back(run.id, "paid") == []
+    [found] = store.load(run.id).log.steps  # type: ignore[union-attr]
+    assert found.output == '{"n": 1}'
