@@ -40,6 +40,14 @@ def optional_seconds(value: Duration | None) -> float | None:
     return None if value is None else seconds(value)
 
 
+def time_limit(value: Duration | None, what: str) -> float | None:
+    """As `optional_seconds`, for the time that something may take: with None any time, and 0 is refused."""
+    limit = optional_seconds(value)
+    if limit == 0:
+        raise ConfigurationError(f"{what} of {value!r} leaves no time at all: leave it out for no limit")
+    return limit
+
+
 def _parse(text: str) -> float:
     if _NUMBER.fullmatch(text.strip()):
         return float(text)

@@ -12,9 +12,19 @@ from pickaxe._effects import Effect
 from pickaxe._rates import Rate
 from pickaxe._retry import Retry
 from pickaxe._signatures import Signature
+from pickaxe.errors import ConfigurationError
 
 AGENT_QUEUE = "agents"
 TOOL_QUEUE = "tools"
+
+
+def check_queue(queue: str, what: str) -> None:
+    """Raises `ConfigurationError` for a name that no worker could be told."""
+    if not queue.strip() or "," in queue or queue != queue.strip():
+        raise ConfigurationError(
+            f"{what}: {queue!r} cannot be the name of a queue: workers are told theirs as `-Q agents,tools`, so it may "
+            f"hold no comma, and neither be empty nor begin or end with a space"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import gc
 import logging
 import threading
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -76,7 +76,7 @@ class Pickaxe(BrokerApp):
         conf: Mapping[str, Any] | None = None,
     ) -> None:
         self.settings = settings if settings is not None else Settings()
-        self.handles = _by_name([*agents, *tools])
+        self.handles = _by_name([*_of_kind(Agent, agents), *_of_kind(Tool, tools)])
         self.queue_limits = _queue_limits(queues)
         super().__init__(name, _broker_url(self.settings), _result_url(self.settings), conf)
         self._liveness: Liveness | None = None
@@ -240,6 +240,14 @@ class Pickaxe(BrokerApp):
 def _in_chord() -> bool:
     message = current_message()
     return message is not None and message.headers.get("chord") is not None
+
+
+def _of_kind(kind: type[Handle[Any, Any]], handles: Iterable[Handle[Any, Any]]) -> Iterator[Handle[Any, Any]]:
+    for handle in handles:
+        if isinstance(handle, Handle) and not isinstance(handle, kind):
+            other, name = ("agents", "tools") if kind is Tool else ("tools", "agents")
+            raise ConfigurationError(f"Pickaxe({name}=…) was given {handle!r}: put it in {other}=…")
+        yield handle
 
 
 def _by_name(handles: Sequence[Handle[Any, Any]]) -> dict[str, Handle[Any, Any]]:

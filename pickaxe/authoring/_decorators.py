@@ -8,11 +8,11 @@ import re
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import Any, ParamSpec, TypeVar, overload
 
-from pickaxe._durations import Duration, optional_seconds
+from pickaxe._durations import Duration, time_limit
 from pickaxe._effects import Effect
 from pickaxe._rates import Rate, parse_rates
 from pickaxe._retry import Retry
-from pickaxe._specs import AGENT_QUEUE, TOOL_QUEUE, AgentSpec, Limit, ToolSpec
+from pickaxe._specs import AGENT_QUEUE, TOOL_QUEUE, AgentSpec, Limit, ToolSpec, check_queue
 from pickaxe.authoring._effects import check_effect
 from pickaxe.authoring._handles import ENQUEUE_OPTIONS, Agent, Tool
 from pickaxe.errors import ConfigurationError
@@ -128,7 +128,7 @@ def _tool_spec(
     reconcile: Callable[..., Any] | None = None,
 ) -> ToolSpec:
     name = _name_of(function, name, "tool")
-    _queue(queue, f"tool {name!r}")
+    check_queue(queue, f"tool {name!r}")
     if inline:
         why = "and is inline: its calls are in no queue and wait for nothing, so leave out one of the two"
         _refuse(name, why, queue=queue != TOOL_QUEUE, rate_limit=rate_limit is not None)
@@ -137,8 +137,10 @@ def _tool_spec(
         _refuse(name, why, rate_key=rate_key is not None, rate_units=rate_units != 1)
     limits = () if rate_limit is None else (Limit(parse_rates(rate_limit), rate_key or f"tool:{name}", rate_units),)
     spec = ToolSpec(
-        function, name, queue, inspect.getdoc(function) or "", _priority(priority, name), optional_seconds(timeout),
-        Retry.of(retries), optional_seconds(schedule_timeout), optional_seconds(total_timeout), limits, inline,
+        function, name, queue, inspect.getdoc(function) or "", _priority(priority, name),
+        time_limit(timeout, f"{name!r}: a timeout"), Retry.of(retries),
+        time_limit(schedule_timeout, f"{name!r}: a schedule_timeout"),
+        time_limit(total_timeout, f"{name!r}: a total_timeout"), limits, inline,
         Effect.of(effect, f"tool {name!r}"), reconcile,
     )  # fmt: skip
     check_effect(spec)  # refuses what cannot be used at the decorator, not at the first call
@@ -155,12 +157,12 @@ def _agent_spec(
     version: str = "1",
 ) -> AgentSpec:
     name = _name_of(function, name, "agent")
-    _queue(queue, f"agent {name!r}")
+    check_queue(queue, f"agent {name!r}")
     if not inspect.iscoroutinefunction(function):
         raise ConfigurationError(f"agent {name!r} must be an `async def`: agents await their tools")
     spec = AgentSpec(
-        function, name, queue, inspect.getdoc(function) or "", _priority(priority, name), optional_seconds(timeout),
-        version,
+        function, name, queue, inspect.getdoc(function) or "", _priority(priority, name),
+        time_limit(timeout, f"{name!r}: a timeout"), version,
     )  # fmt: skip
     if spec.signature.injected:
         raise ConfigurationError(
@@ -194,14 +196,6 @@ def _name_of(function: Any, name: str | None, kind: str) -> str:
             f"starting with a digit"
         )
     return name
-
-
-def _queue(queue: str, what: str) -> None:
-    if not queue.strip() or "," in queue or queue != queue.strip():
-        raise ConfigurationError(
-            f"{what}: {queue!r} cannot be the name of a queue: workers are told theirs as `-Q agents,tools`, so it may "
-            f"hold no comma, and neither be empty nor begin or end with a space"
-        )
 
 
 def _refuse(name: str, why: str, **given: bool) -> None:

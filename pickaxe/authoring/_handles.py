@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from functools import update_wrapper
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast
 
-from pickaxe._durations import Duration, optional_seconds
+from pickaxe._durations import Duration, optional_seconds, time_limit
 from pickaxe._effects import Effect
 from pickaxe._inject import Context
-from pickaxe._specs import AgentSpec, Spec, ToolSpec
+from pickaxe._specs import AgentSpec, Spec, ToolSpec, check_queue
 from pickaxe._states import ChildPolicy, StepKind
 from pickaxe._texts import checked
 from pickaxe._values import digest
@@ -26,7 +26,7 @@ from pickaxe.authoring._gather import gather
 from pickaxe.core._calls import Asked, Call
 from pickaxe.core._reduction import Reduction, current
 from pickaxe.engine._errors import reraise
-from pickaxe.errors import InputError, UnboundHandleError
+from pickaxe.errors import ConfigurationError, InputError, UnboundHandleError
 
 if TYPE_CHECKING:
     from pickaxe.client import Run
@@ -124,6 +124,10 @@ class Handle(Generic[P, R]):
         given = {name: value for name, value in changes.items() if value is not None}
         for name in {"key", "queue"} & given.keys():
             checked(given[name], f"using({name}=…)")
+        if "queue" in given:
+            check_queue(given["queue"], f"{self.spec.what}.using")
+            if getattr(self.spec, "inline", False):
+                raise ConfigurationError(f"{self.spec.what} is inline: its calls are in no queue, so leave `queue` out")
         priority = given.get("priority", 5)
         if not isinstance(priority, int) or not 0 <= priority <= 9:
             raise InputError(f"using(priority={priority!r}) must be between 0 and 9 (the most urgent)")
@@ -160,6 +164,12 @@ class Tool(Handle[P, R]):
 
     spec: ToolSpec
 
+    def __getattr__(self, name: str) -> Any:
+        what = self.__dict__["spec"].what if "spec" in self.__dict__ else "a tool"
+        if name in ("enqueue", "aenqueue", "enqueue_many", "delay", "apply_async"):
+            raise AttributeError(f"{what} has no {name}: await it in an agent, and enqueue that")
+        raise AttributeError(f"{what} has no attribute {name!r}")
+
     def using(
         self,
         *,
@@ -179,7 +189,9 @@ class Tool(Handle[P, R]):
             check_retries(self.spec, replace(self.spec.retry, attempts=attempts))
         return cast(
             "Tool[P, R]",
-            self._with(key=key, queue=queue, priority=priority, timeout=optional_seconds(timeout), attempts=attempts),
+            self._with(
+                key=key, queue=queue, priority=priority, timeout=time_limit(timeout, "a timeout"), attempts=attempts
+            ),
         )
 
     def map(
@@ -245,7 +257,9 @@ class Agent(Handle[P, R]):
         policy = None if on_cancel is None else ChildPolicy(on_cancel)
         return cast(
             "Agent[P, R]",
-            self._with(key=key, queue=queue, priority=priority, timeout=optional_seconds(timeout), policy=policy),
+            self._with(
+                key=key, queue=queue, priority=priority, timeout=time_limit(timeout, "a timeout"), policy=policy
+            ),
         )
 
     map = Tool.map

@@ -20,6 +20,7 @@ from typing_extensions import TypedDict
 
 from pickaxe import (
     Context,
+    Pickaxe,
     agent,
     continue_as,
     first,
@@ -496,3 +497,54 @@ def test_a_type_that_cannot_be_used_is_refused_when_the_app_is_built():
 
     with pytest.raises(errors.ConfigurationError, match="tool 'strange': an input or output type cannot be used"):
         Pickaxe("x", tools=[strange], settings=Settings(_env_file=None))
+
+
+def test_a_tool_is_not_enqueued_and_says_what_to_do_instead():
+    @tool
+    def search(query: str) -> str:
+        return query
+
+    with pytest.raises(AttributeError, match="tool 'search' has no enqueue: await it in an agent, and enqueue that"):
+        search.enqueue("x")
+    assert not hasattr(search, "something")
+    assert search.using(key="other").spec is search.spec
+
+
+@pytest.mark.parametrize("option", ["timeout", "schedule_timeout", "total_timeout"])
+def test_a_time_limit_in_which_nothing_can_be_done_is_refused(option):
+    with pytest.raises(ConfigurationError, match=f"'quick': a {option} of 0 leaves no time at all: leave it out"):
+
+        @tool(**{option: 0})
+        def quick() -> None: ...
+
+
+def test_options_of_one_call_are_checked_like_those_of_the_tool():
+    @tool
+    def search(query: str) -> str:
+        return query
+
+    @tool(inline=True)
+    def here(query: str) -> str:
+        return query
+
+    with pytest.raises(ConfigurationError, match="'a,b' cannot be the name of a queue"):
+        search.using(queue="a,b")
+    with pytest.raises(ConfigurationError, match="tool 'here' is inline: its calls are in no queue"):
+        here.using(queue="slow")
+    with pytest.raises(ConfigurationError, match="a timeout of '0s' leaves no time at all"):
+        search.using(timeout="0s")
+
+
+def test_agents_and_tools_are_not_mixed_up_in_an_app():
+    @tool
+    def search(query: str) -> str:
+        return query
+
+    @agent
+    async def find(query: str) -> str:
+        return await search(query)
+
+    with pytest.raises(ConfigurationError, match=r"Pickaxe\(agents=…\) was given .*search.*: put it in tools=…"):
+        Pickaxe(agents=[search])
+    with pytest.raises(ConfigurationError, match=r"Pickaxe\(tools=…\) was given .*find.*: put it in agents=…"):
+        Pickaxe(tools=[find])
