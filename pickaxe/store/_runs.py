@@ -298,7 +298,14 @@ class RunStore:
     def retry_step(self, claim: Claim, owner: str, **values: Any) -> bool:
         """Give a failed attempt back, to be tried again after `wait` seconds."""
         return self._did(
-            "retry_step", run=claim.run, key=claim.key, attempt=claim.attempt, owner=owner, overdue=False, **values
+            "retry_step",
+            run=claim.run,
+            key=claim.key,
+            attempt=claim.attempt,
+            owner=owner,
+            overdue=False,
+            transaction=None,
+            **values,
         )
 
     def give_back(self, token: str, owner: str) -> bool:

@@ -233,7 +233,7 @@ def test_a_call_whose_heartbeat_comes_while_the_sweeper_finds_it_overdue_goes_on
     store.progress(claim, worker, progress=None, grace=60)
     again = store.database.rows(
         "retry_step", run=run.id, key="one", attempt=overdue.attempt, owner=overdue.owner, spared=0, wait=0, error=None,
-        reason="", history=None, overdue=True,
+        reason="", history=None, overdue=True, transaction=None,
     )  # fmt: skip
     assert not again
     assert settle(store, run, "one").accepted
