@@ -48,7 +48,7 @@ LEADER = 0
 """The slot of the sweeper's lock; worker processes have slots from 1."""
 
 JUMP = 1.0
-"""Seconds by which the database's clock may differ from what it should be between two rounds."""
+"""Seconds by which the database's clock may differ from what it should be between two rounds, or a pause be late."""
 
 SHORTEST = 0.01
 """Seconds between two rounds when something is always due."""
@@ -82,10 +82,12 @@ class Sweeper:
         pause = 0.0
         nudges = Nudges(self._engine.redis)
         while not self._stop.is_set():
+            began = time.monotonic()
             if self._leading is not None:
                 nudges.wait(pause, self._stop)
             else:
                 self._stop.wait(pause)
+            self._steadiness.waited(pause, began)
             try:
                 pause = self._round() if self._leads() else self._engine.settings.sweep_every
             except Exception as error:
@@ -134,7 +136,8 @@ class Steadiness:
     """Whether the database can be asked who is dead.
 
     After a time in which nobody could write (a fail-over, a read-only spell), or when its clock has jumped, every
-    beat looks old, and all that lives needs a moment to beat again.
+    beat looks old, and all that lives needs a moment to beat again. So it is when this process was frozen, for others
+    may have been with it: a host, or all containers, that were paused.
     """
 
     def __init__(self) -> None:
@@ -147,6 +150,11 @@ class Steadiness:
         if self._offset is not None and not least - JUMP <= self._offset <= most + JUMP:
             self.disturbed()
         self._offset = most
+
+    def waited(self, seconds: float, began: float) -> None:
+        """A pause of so many seconds that `began` then, on the monotonic clock, is over."""
+        if time.monotonic() - began > seconds + JUMP:
+            self.disturbed()
 
     def disturbed(self) -> None:
         """Something went wrong just now."""
