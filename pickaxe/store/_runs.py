@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 from sqlalchemy import Row
@@ -255,15 +256,15 @@ class RunStore:
 
     def claim(
         self, run: uuid.UUID, key: str, attempt: int, owner: str, *,
-        grace: float, informed: bool = False, seen: RunRow | None = None,
+        grace: float, agents: tuple[str, ...] = (), seen: RunRow | None = None,
     ) -> Claim | None:  # fmt: skip
         """Own a step's next attempt, or None: a duplicate, late or unwanted message.
 
-        `informed`: also what it takes to go on with the run, as far as it is not in `seen`, the run as this process
-        has seen it last.
+        If its run's agent is one of `agents`: also what it takes to go on with the run, as far as that is not in
+        `seen`, the run as this process has seen it last.
         """
         row = self.database.row(
-            "claim", run=run, key=key, attempt=attempt, owner=owner, grace=grace, informed=informed,
+            "claim", run=run, key=key, attempt=attempt, owner=owner, grace=grace, agents=_names(agents),
             seen_chapter=seen and seen.chapter, seen_head=seen and seen.head, seen_epoch=seen and seen.epoch,
         )  # fmt: skip
         if row is None:
@@ -354,6 +355,12 @@ class RunStore:
 def _array(values: Sequence[Any]) -> list[Any] | str:
     # Nearly always empty, and then a literal, for the driver looks for the type of a list anew each time.
     return list(values) or "{}"
+
+
+@cache
+def _names(names: tuple[str, ...]) -> str:
+    quoted = (name.replace("\\", r"\\").replace('"', r"\"") for name in names)
+    return "{" + ",".join(f'"{name}"' for name in quoted) + "}"
 
 
 def _run_row(row: Row[Any], read: float) -> RunRow:

@@ -110,3 +110,17 @@ def test_a_run_of_inline_calls_is_loaded_once_and_then_caught_up_with(services):
 def test_an_async_call_never_takes_up_a_thread_where_there_is_an_event_loop_for_it(services, tmp_path):
     pool = {"pool": "custom", "CELERY_CUSTOM_WORKER_POOL": "pickaxe.broker:CoroutinePool"}
     assert run(services, tmp_path, adds_async, **pool) == {"agent": 1, "tool": 1}
+
+
+def test_a_process_that_cannot_go_on_with_a_run_is_not_told_its_log(services):
+    names = ("agent", 'quo"ted\\', "doubles")
+    for agents, told in (((), False), (names[:2], False), (names, True)):
+        app = Pickaxe("told", agents=[adds], settings=services.settings(continuation="resume"))
+        store, run = app.engine.store, adds.enqueue(1)
+        store.register_worker(app.engine.owner, name="here", pid=os.getpid(), handles=[])
+        reduce(app.engine, uuid.UUID(run.id))
+        with store.database.engine.connect() as connection:
+            connection.exec_driver_sql("UPDATE pickaxe.run SET agent = 'doubles'")
+        claimed = store.claim(uuid.UUID(run.id), "add#1", 1, app.engine.owner, grace=2, agents=agents)
+        assert (claimed.news is not None) == told
+        app.client.close()

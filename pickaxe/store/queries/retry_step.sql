@@ -8,6 +8,6 @@ UPDATE pickaxe.step SET
     history = :history
 WHERE run_id = :run AND key = :key AND state = 'running' AND attempt = :attempt AND owner = :owner
     AND (NOT :overdue OR due <= clock_timestamp())
-RETURNING key, ARRAY(
+RETURNING key, CASE WHEN CAST(:transaction AS text) IS NOT NULL THEN ARRAY(
     SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity a
-    WHERE a.datname = current_database() AND a.application_name = CAST(:transaction AS text)) AS transactions
+    WHERE a.datname = current_database() AND a.application_name = CAST(:transaction AS text)) END AS transactions
