@@ -17,6 +17,7 @@ from pickaxe._effects import Effect
 from pickaxe._failpoints import failpoint
 from pickaxe._retry import Retry
 from pickaxe._states import StepState
+from pickaxe._texts import storable
 from pickaxe.engine import _errors, _history
 from pickaxe.engine._engine import Engine
 from pickaxe.engine._released import publish_released
@@ -116,7 +117,7 @@ def _again(attempt: Attempt, error: DidNotHappen) -> str | None:
 def _set_aside(
     attempt: Attempt, reason: str, *, wait: float, spared: int, history: str | None, error: str | None = None
 ) -> None:
-    engine, claim = attempt.engine, attempt.claim
+    engine, claim, reason = attempt.engine, attempt.claim, storable(reason)
     asks = bool(claim.options.get("reconcile"))
     failpoint("doubt.before")
     set_aside = engine.store.set_step_aside(

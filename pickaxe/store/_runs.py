@@ -256,12 +256,13 @@ class RunStore:
 
     def claim(
         self, run: uuid.UUID, key: str, attempt: int, owner: str, *,
-        grace: float, agents: tuple[str, ...] = (), seen: RunRow | None = None,
+        grace: float | None, agents: tuple[str, ...] = (), seen: RunRow | None = None,
     ) -> Claim | None:  # fmt: skip
         """Own a step's next attempt, or None: a duplicate, late or unwanted message.
 
         If its run's agent is one of `agents`: also what it takes to go on with the run, as far as that is not in
-        `seen`, the run as this process has seen it last.
+        `seen`, the run as this process has seen it last. The sweeper takes it away `grace` seconds after its timeout
+        (None: never).
         """
         row = self.database.row(
             "claim", run=run, key=key, attempt=attempt, owner=owner, grace=grace, agents=_names(agents),
