@@ -15,7 +15,7 @@ from pickaxe import Context, Pickaxe, Retry, agent, gather, inject, tool
 from pickaxe.engine._sweeper import release_due
 from pickaxe.engine._work import reduce
 from pickaxe.store import Store
-from tests.integration.continuation_app import adds, adds_async, adds_at_once, adds_busy, adds_limited
+from tests.integration.continuation_app import adds, adds_async, adds_at_once, adds_both_ways, adds_busy, adds_limited
 from tests.workers import running_worker
 
 
@@ -66,7 +66,7 @@ def due_in(run: str) -> list[float | None]:
     return [None if s.due is None else round((s.due - now).total_seconds(), -1) for s in steps if s.state == "running"]
 
 
-AGENTS = (adds, adds_async, adds_limited, adds_busy, adds_at_once)
+AGENTS = (adds, adds_async, adds_both_ways, adds_limited, adds_busy, adds_at_once)
 
 PLENTY = {"PICKAXE_INLINE_FOR": "60"}
 
@@ -143,6 +143,11 @@ def test_a_run_of_inline_calls_is_loaded_once_and_then_caught_up_with(services):
 def test_an_async_call_never_takes_up_a_thread_where_there_is_an_event_loop_for_it(services, tmp_path):
     pool = {"pool": "custom", "CELERY_CUSTOM_WORKER_POOL": "pickaxe.broker:CoroutinePool"}
     assert run(services, tmp_path, adds_async, **pool) == {"agent": 1, "tool": 1}
+
+
+def test_a_call_that_blocks_never_takes_up_one_of_an_event_loops_own_threads(services, tmp_path):
+    pool = {"pool": "custom", "CELERY_CUSTOM_WORKER_POOL": "pickaxe.broker:CoroutinePool"}
+    assert run(services, tmp_path, adds_both_ways, **pool) == {"agent": 1, "tool": 2}
 
 
 def test_a_process_that_cannot_go_on_with_a_run_is_not_told_its_log(services):
