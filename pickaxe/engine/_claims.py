@@ -125,7 +125,7 @@ def claim(engine: Engine, spec: ToolSpec, message: dict[str, Any]) -> Attempt | 
         failpoint("claim.before")
         claimed = engine.store.claim(
             run, key, attempt, owner, grace=GRACE,
-            agents=engine.resumable, seen=engine.sticky.seen(run),
+            name=spec.name, agents=engine.resumable, seen=engine.sticky.seen(run),
         )  # fmt: skip
         failpoint("claim.after")
         if claimed is None:

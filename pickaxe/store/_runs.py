@@ -256,16 +256,17 @@ class RunStore:
 
     def claim(
         self, run: uuid.UUID, key: str, attempt: int, owner: str, *,
-        grace: float | None, agents: tuple[str, ...] = (), seen: RunRow | None = None,
+        grace: float | None, name: str | None = None, agents: tuple[str, ...] = (),
+        seen: RunRow | None = None,
     ) -> Claim | None:  # fmt: skip
-        """Own a step's next attempt, or None: a duplicate, late or unwanted message.
+        """Own a step's next attempt, or None: a duplicate, late or unwanted message, or the step is no call of `name`.
 
         If its run's agent is one of `agents`: also what it takes to go on with the run, as far as that is not in
         `seen`, the run as this process has seen it last. The sweeper takes it away `grace` seconds after its timeout
         (None: never).
         """
         row = self.database.row(
-            "claim", run=run, key=key, attempt=attempt, owner=owner, grace=grace, agents=_names(agents),
+            "claim", run=run, key=key, attempt=attempt, owner=owner, grace=grace, name=name, agents=_names(agents),
             seen_chapter=seen and seen.chapter, seen_head=seen and seen.head, seen_epoch=seen and seen.epoch,
         )  # fmt: skip
         if row is None:

@@ -144,3 +144,11 @@ def test_a_limits_key_may_be_any_text(app, key):
     perform(claim(app, metered, run))
     reduce(app, run)
     assert run.result(timeout=10) == "metered"
+
+
+def test_a_message_to_another_tool_does_not_run_that_with_the_calls_arguments(app):
+    run = pays.enqueue()
+    reduce(app, run)
+    message = {"run": run.id, "step": "pay#1", "attempt": 1}
+    assert _claims.claim(app.engine, metered.spec, message) is None
+    assert _claims.claim(app.engine, pay.spec, message) is not None

@@ -1,9 +1,10 @@
 -- A worker process takes a step: to run it, or, if an attempt's outcome is unknown, to ask for that. A duplicate or
--- late message finds another state or attempt, and takes nothing; nor does a process that was declared dead, until it
--- has taken a new name. Of the steps that are charged with deaths, a worker runs one at a time. If the run's agent is
--- one of :agents, also what the process needs to go on with the run: what is new in its log since arrival :seen_head and commit :seen_epoch
--- of chapter :seen_chapter, or, if these are null, all of it and the run's input besides. The claim of a call that may
--- be repeated is not flushed: the process that loses it in a crash of Postgres makes it again.
+-- late message finds another state or attempt, and takes nothing; nor does one to another tool than :name (null: any),
+-- whose body has nothing to do with the call, nor a process that was declared dead, until it has taken a new name. Of
+-- the steps that are charged with deaths, a worker runs one at a time. If the run's agent is one of :agents, also what
+-- the process needs to go on with the run: what is new in its log since arrival :seen_head and commit :seen_epoch of
+-- chapter :seen_chapter, or, if these are null, all of it and the run's input besides. The claim of a call that may be
+-- repeated is not flushed: the process that loses it in a crash of Postgres makes it again.
 UPDATE pickaxe.step s SET
     state = 'running', attempt = s.attempt + 1, owner = :owner, ran_by = :owner, dispatches = 0, reason = NULL,
     progress = NULL, started_at = clock_timestamp(),
@@ -12,7 +13,7 @@ UPDATE pickaxe.step s SET
     reconciling = s.state = 'unknown', deaths = s.deaths + (s.state = 'unknown')::integer
 FROM pickaxe.run r
 WHERE s.run_id = :run AND s.key = :key AND (s.state = 'ready' OR s.state = 'unknown' AND s.due IS NOT NULL)
-    AND s.attempt = :attempt - 1 AND r.id = s.run_id
+    AND s.attempt = :attempt - 1 AND r.id = s.run_id AND (CAST(:name AS text) IS NULL OR s.name = :name)
     AND EXISTS (SELECT 1 FROM pickaxe.worker w WHERE w.id = :owner AND w.ended_at IS NULL)
     AND (s.strikes < 1 OR NOT EXISTS (
         SELECT 1 FROM pickaxe.worker me
