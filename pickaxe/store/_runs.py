@@ -6,7 +6,6 @@ import time
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from typing import Any
 
 from sqlalchemy import Row
@@ -14,7 +13,7 @@ from sqlalchemy import Row
 from pickaxe import _values
 from pickaxe._states import RunState, StepKind, StepState
 from pickaxe.core._records import CancelRecord, SignalRecord, StepRecord
-from pickaxe.store._database import Database
+from pickaxe.store._database import Database, array_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +265,7 @@ class RunStore:
         (None: never).
         """
         row = self.database.row(
-            "claim", run=run, key=key, attempt=attempt, owner=owner, grace=grace, name=name, agents=_names(agents),
+            "claim", run=run, key=key, attempt=attempt, owner=owner, grace=grace, name=name, agents=array_of(agents),
             seen_chapter=seen and seen.chapter, seen_head=seen and seen.head, seen_epoch=seen and seen.epoch,
         )  # fmt: skip
         if row is None:
@@ -357,12 +356,6 @@ class RunStore:
 def _array(values: Sequence[Any]) -> list[Any] | str:
     # Nearly always empty, and then a literal, for the driver looks for the type of a list anew each time.
     return list(values) or "{}"
-
-
-@cache
-def _names(names: tuple[str, ...]) -> str:
-    quoted = (name.replace("\\", r"\\").replace('"', r"\"") for name in names)
-    return "{" + ",".join(f'"{name}"' for name in quoted) + "}"
 
 
 def _run_row(row: Row[Any], read: float) -> RunRow:
