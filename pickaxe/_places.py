@@ -8,7 +8,10 @@ import traceback
 from pathlib import Path
 from types import TracebackType
 
+import pydantic
+
 _PICKAXE = f"{Path(__file__).parent}{os.sep}"
+_CHECKS = f"{Path(pydantic.__file__).parent}{os.sep}"  # what Pickaxe checks values with: no place of anybody's
 _INSTALLED = tuple({f"{sysconfig.get_path(name)}{os.sep}" for name in ("purelib", "platlib")})
 _PYTHON = (*{f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "platstdlib")}, "<frozen")
 
@@ -32,7 +35,7 @@ def raised_at(error: BaseException) -> str | None:
 
 def _line(trace: TracebackType | None) -> str | None:
     lines = [(frame.f_code, line) for frame, line in traceback.walk_tb(trace)]
-    lines = [(code, line) for code, line in lines if not code.co_filename.startswith(_PICKAXE)]
+    lines = [(code, line) for code, line in lines if not code.co_filename.startswith((_PICKAXE, _CHECKS))]
     own = [(code, line) for code, line in lines if is_own(code.co_filename)]
     installed = [(code, line) for code, line in lines if code.co_filename.startswith(_INSTALLED)]
     if not own and not installed:

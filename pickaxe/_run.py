@@ -14,7 +14,7 @@ from pickaxe._failpoints import failpoint
 from pickaxe._states import RunState
 from pickaxe._texts import checked
 from pickaxe.engine import _cancellation, _resolution
-from pickaxe.engine._dispatch import publish_run
+from pickaxe.engine._dispatch import agent_message, publish, publish_run
 from pickaxe.errors import (
     NotFoundError,
     ResultTimeoutError,
@@ -96,7 +96,7 @@ class Run(Generic[R]):
 
     def _ended(self, view: RunView) -> R:
         error = view.error or {}
-        told = f"{error.get('type', '')}: {error.get('message', '')}"
+        told = ": ".join(filter(None, (error.get("type"), error.get("message"))))
         told += f" (raised at {error['where']})" if error.get("where") else ""
         if view.state is RunState.SUCCEEDED:
             value: R = view.output if self._handle is None else self._typed(view.output)
@@ -123,16 +123,15 @@ class Run(Generic[R]):
         checked(name, "the name of the signal")
         if idempotency_key is not None:
             checked(idempotency_key, "the idempotency key")
-        text = _values.encode(
-            _values.adapter(Any), payload, what=f"the signal {name!r}", cap=client.settings.max_payload
-        )
+        text = _values.encode(_values.ANYTHING, payload, what=f"the signal {name!r}", cap=client.settings.max_payload)
         failpoint("signal.before")
         sent = client.store.send_signal(self._uuid, name, text, idempotency_key)
         failpoint("signal.after")
         if sent.state is None:
             raise NotFoundError(f"there is no run {self.id}")
         if sent.woken:
-            publish_run(client.engine, self._uuid)
+            message = agent_message(self._uuid, sent.agent, sent.queue, sent.priority, sent.root, sent.wake)
+            publish(client.engine, [message])
         return not RunState(sent.state).terminal
 
     def cancel(self, reason: str = "cancelled by a person", *, force: bool = False) -> bool:

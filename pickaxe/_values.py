@@ -43,6 +43,10 @@ def adapter(annotation: Any) -> TypeAdapter[Any]:
         return TypeAdapter(annotation)
 
 
+ANYTHING = adapter(Any)
+"""What takes any value that JSON has."""
+
+
 def encode(adapter: TypeAdapter[Any], value: Any, *, what: str, cap: int) -> str:
     """`value`, already validated, as JSON text for the log.
 

@@ -49,7 +49,8 @@ class Client:
         if self.settings.database_url is None:
             raise ConfigurationError(
                 "PICKAXE_DATABASE_URL is not set: it says where the log is kept, such as "
-                "postgresql://user@host:5432/name. For a try-out, `pickaxe demo` brings its own."
+                "postgresql://user@host:5432/name. For a try-out, `pickaxe dev` brings its own, and "
+                "tells what to export."
             )
         url = self.settings.database_url.get_secret_value()
         database = Database(url, pool_size=self.settings.pool_size, answer_within=self.settings.answer_within)
@@ -61,7 +62,7 @@ class Client:
         if self.settings.redis_url is None:
             raise ConfigurationError(
                 "PICKAXE_REDIS_URL is not set: it is the broker, and keeps rate limits and live streams, such as "
-                "redis://host:6379/0. For a try-out, `pickaxe demo` brings its own."
+                "redis://host:6379/0. For a try-out, `pickaxe dev` brings its own, and tells what to export."
             )
         try:
             return redis.Redis.from_url(
@@ -116,8 +117,8 @@ class Client:
             self.redis.ping()
         except redis.RedisError as error:
             raise ServiceUnavailableError(
-                f"cannot reach Redis at {self.redis_place}: {error}. Is it running, and is PICKAXE_REDIS_URL right? "
-                f"Nothing already accepted is lost."
+                f"cannot reach Redis at {self.redis_place}: {str(error).rstrip('.')}. Is it running, and is "
+                f"PICKAXE_REDIS_URL right? Nothing already accepted is lost."
             ) from error
 
     def wait_until_ready(self, patience: float, tell: Callable[[str], None] = logger.warning) -> None:
@@ -227,7 +228,7 @@ class Client:
     def publish_event(self, key: str, payload: Any = None, *, scope: str = "") -> int:
         """Publish an outside fact. Every run that waits for it takes it. Returns how many were woken."""
         checked(key, "the key of the event"), checked(scope, "the scope of the event", empty=True)
-        text = _values.encode(_values.adapter(Any), payload, what=f"the event {key!r}", cap=self.settings.max_payload)
+        text = _values.encode(_values.ANYTHING, payload, what=f"the event {key!r}", cap=self.settings.max_payload)
         failpoint("event.before")
         woken = self.store.publish_event(key, scope, text)
         failpoint("event.after")

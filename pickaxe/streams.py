@@ -12,6 +12,7 @@ import redis
 
 from pickaxe import _values
 from pickaxe._states import RunState, StepState
+from pickaxe.engine._doubt import NOT_HAPPENED
 from pickaxe.engine._errors import brief
 from pickaxe.engine._transitions import MAX_LENGTH, stream_key
 from pickaxe.errors import NotFoundError
@@ -209,7 +210,8 @@ def _of_the_past(step: StepView, past: dict[str, Any], attempt: int) -> Iterator
         return
     yield Transition("step", "running", step.key, step.name, attempt, at, {"worker": past.get("owner")})
     ended = {"died": "lost", "unknown": "unknown", "not reconciled": "unknown"}.get(past["ended"], "retrying")
-    yield Transition("step", ended, step.key, step.name, attempt, at, brief(past) if "type" in past else {})
+    more = {"reason": NOT_HAPPENED} if past["ended"] == "did not happen" else {}
+    yield Transition("step", ended, step.key, step.name, attempt, at, brief(past) if "type" in past else more)
 
 
 def _placed(t: Transition, cursor: str) -> Transition:

@@ -52,7 +52,7 @@ def tool(function: Any = None, /, **options: Any) -> Any:
     start, `total_timeout` from the call to its end, all attempts included. `rate_limit` such as `"30/m"` or
     `"50/s,1000/h"` holds for the whole fleet; it counts per tool unless `rate_key` names another key, which
     may be computed from the call's arguments; `rate_units` is what one call uses up. With `inline` the body
-    runs in the agent's own process, without a queue: for quick things that must be remembered.
+    runs in the agent's own process, without a queue or a limit: for quick things that must be remembered.
 
     `effect` says how what the tool does may be repeated: `"idempotent"` (the default: it may run again, with the
     same `Context.idempotency_key`), `"at_most_once"` (a call whose end nobody saw is *unknown*, and goes on when
@@ -128,6 +128,13 @@ def _tool_spec(
     reconcile: Callable[..., Any] | None = None,
 ) -> ToolSpec:
     name = _name_of(function, name, "tool")
+    _queue(queue, f"tool {name!r}")
+    if inline:
+        why = "and is inline: its calls are in no queue and wait for nothing, so leave out one of the two"
+        _refuse(name, why, queue=queue != TOOL_QUEUE, rate_limit=rate_limit is not None)
+    if rate_limit is None:
+        why = "and no rate_limit that it belongs to: add one, or leave it out"
+        _refuse(name, why, rate_key=rate_key is not None, rate_units=rate_units != 1)
     limits = () if rate_limit is None else (Limit(parse_rates(rate_limit), rate_key or f"tool:{name}", rate_units),)
     spec = ToolSpec(
         function, name, queue, inspect.getdoc(function) or "", _priority(priority, name), optional_seconds(timeout),
@@ -148,6 +155,7 @@ def _agent_spec(
     version: str = "1",
 ) -> AgentSpec:
     name = _name_of(function, name, "agent")
+    _queue(queue, f"agent {name!r}")
     if not inspect.iscoroutinefunction(function):
         raise ConfigurationError(f"agent {name!r} must be an `async def`: agents await their tools")
     spec = AgentSpec(
@@ -186,6 +194,21 @@ def _name_of(function: Any, name: str | None, kind: str) -> str:
             f"starting with a digit"
         )
     return name
+
+
+def _queue(queue: str, what: str) -> None:
+    if not queue.strip() or "," in queue or queue != queue.strip():
+        raise ConfigurationError(
+            f"{what}: {queue!r} cannot be the name of a queue: workers are told theirs as `-Q agents,tools`, so it may "
+            f"hold no comma, and neither be empty nor begin or end with a space"
+        )
+
+
+def _refuse(name: str, why: str, **given: bool) -> None:
+    """Of options that would be ignored, the first that was given."""
+    for option, is_given in given.items():
+        if is_given:
+            raise ConfigurationError(f"tool {name!r} has a {option} {why}")
 
 
 def _priority(priority: int | None, name: str) -> int | None:

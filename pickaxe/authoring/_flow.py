@@ -100,7 +100,7 @@ def random() -> _random.Random:
 def set_state(value: Any) -> None:
     """Publish `value` (anything JSON can hold) as the run's state, for `run.state()` to read meanwhile."""
     reduction = current()
-    text = _values.encode(_values.adapter(Any), value, what="the published state", cap=MAX_PAYLOAD)
+    text = _values.encode(_values.ANYTHING, value, what="the published state", cap=MAX_PAYLOAD)
     if reduction is not None:
         reduction.publish(text)
 

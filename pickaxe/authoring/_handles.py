@@ -320,7 +320,7 @@ class Agent(Handle[P, R]):
         if binding is None:
             raise UnboundHandleError(
                 f"{self.spec.what} belongs to no Pickaxe app here, and PICKAXE_DATABASE_URL is not set: import the "
-                f"module that builds your app (such as workers.app), or set the URL"
+                f"module that builds your app (such as workers.app), or set the URL (`pickaxe dev` tells its own)"
             )
         return binding
 

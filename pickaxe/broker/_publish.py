@@ -21,7 +21,7 @@ from kombu.transport.pyamqp import Transport as AmqpTransport
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from pickaxe.broker._transport import IN_LOG, REDIS, Command
+from pickaxe.broker._transport import IN_LOG, REDIS, Channel, Command
 from pickaxe.errors import ConfigurationError, ServiceUnavailableError
 
 #: Fewer messages than this go out one by one: a pipeline does not pay for itself.
@@ -121,6 +121,19 @@ class Publisher:
             self._send(parts)
 
         self._retrying(send)
+
+    def waiting_longest(self, places: Sequence[tuple[str, int]]) -> dict[tuple[str, int], list[str]]:
+        """The ids of the messages that have waited longest for each queue and priority, longest first.
+
+        Empty where nothing waits, and for brokers that cannot tell. Raises `PublishError`.
+        """
+        self._leave_parent()
+        with _as_publish_error(), self._app.producer_pool.acquire(block=True, timeout=ACQUIRE_TIMEOUT) as producer:
+            channel = producer.channel
+            if not isinstance(channel, Channel):
+                return {}
+            found = channel.waiting_longest([(queue, self._broker_priority(priority)) for queue, priority in places])
+            return dict(zip(places, found, strict=True))
 
     def publish_again(self, kept: str) -> None:
         """Send a message that was set aside once more, to its queue, as it was. Raises `PublishError`."""
@@ -244,7 +257,7 @@ def _as_publish_error() -> Iterator[None]:
     except BROKER_ERRORS as error:
         cause = error.__cause__ if isinstance(error, BatchPublishError) and error.__cause__ else error
         raise PublishError(
-            f"the broker did not take the messages: {cause or type(cause).__name__}. "
+            f"the broker did not take the messages: {str(cause).rstrip('.') or type(cause).__name__}. "
             f"Check that it runs and can be reached; whatever is recorded will be published again."
         ) from error
 

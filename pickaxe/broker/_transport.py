@@ -46,6 +46,9 @@ _PATH = "pickaxe.broker._transport:Transport"
 Command = tuple[str | int, ...]
 """A Redis command and its arguments."""
 
+LONGEST = 5
+"""How many of the messages that have waited longest are looked at: the first may be about something that is over."""
+
 IN_LOG = "in_log"
 """The header of a message that can be lost without loss."""
 
@@ -144,6 +147,17 @@ class Channel(kombu_redis.Channel):
             super()._put(queue, message, **kwargs)  # type: ignore[no-untyped-call]
         elif isinstance(answers[-1], Exception):
             raise answers[-1]
+
+    def waiting_longest(self, places: Sequence[tuple[str, int]]) -> list[list[str]]:
+        """For each queue and Redis priority, the ids of the tasks that have waited longest, longest first."""
+        with self.conn_or_acquire() as client, client.pipeline(transaction=False) as pipe:
+            for queue, priority in places:
+                pipe.lrange(self._q_for_pri(queue, priority), -LONGEST, -1)  # type: ignore[no-untyped-call]
+            answers = pipe.execute()
+        return [
+            [str(self._open(item, queue)["headers"].get("id")) for item in reversed(items)]
+            for (queue, _), items in zip(places, answers, strict=True)
+        ]
 
     def _create_client(self, asynchronous: bool = False) -> Any:
         self._refuse_when_closed()

@@ -152,7 +152,7 @@ def _steps(client: Client, limit: int) -> Iterator[Found]:
     for run, root, agent, step in client.store.list_aside(most=limit):
         data = {"what": "step", "run": str(run), "root": str(root), "agent": agent, **jsonable(step)}
         told = aside_lines(str(run), step)
-        why = f"{told[0].partition(': ')[2]} {_evidence(told[1:-1])}".strip()
+        why = f"{told[0].partition(': ')[2]} {_evidence(deaths(step.history))}".strip()
         since = step.history[-1]["at"] if step.history else None
         yield data, [
             f"{short(run)} {safe(step.key)}", safe(agent), state_cell(step.state), _since(since), one_line(why)

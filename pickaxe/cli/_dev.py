@@ -120,7 +120,9 @@ def _start_services(stack: ExitStack, home: Path) -> Any:
     from pickaxe.embedded import Services
     from pickaxe.store import Database, migrate
 
-    services = stack.enter_context(Services.start(home / ".pickaxe" / "services"))
+    (home / DEV_FILE.parent).mkdir(exist_ok=True)
+    (home / DEV_FILE.parent / ".gitignore").write_text("*\n", "utf-8")  # it holds data and passwords
+    services = stack.enter_context(Services.start(home / DEV_FILE.parent / "services"))
     os.environ["PICKAXE_DATABASE_URL"] = services.database_url
     os.environ["PICKAXE_REDIS_URL"] = services.redis_url
     database = Database(services.database_url)

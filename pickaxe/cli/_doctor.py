@@ -12,7 +12,7 @@ import click
 import redis
 
 from pickaxe._durations import humanise
-from pickaxe.cli._errors import FAILED, refused
+from pickaxe.cli._errors import FAILED, UNREACHABLE, refused
 from pickaxe.cli._project import Project, app_option, json_option, pass_project
 from pickaxe.cli._text import one_line, print_json, print_table, say
 from pickaxe.cli._untaken import Takers, takers, untaken
@@ -63,9 +63,14 @@ def doctor(project: Project, as_json: bool) -> None:
             ("check", "", "found, and what to do"),
             [(c.name, styles[c.status], one_line(c.found + (f": {c.advice}" if c.advice else ""))) for c in checks],
         )
-        problems = sum(check.status == "problem" for check in checks)
-        say("all is well" if code == 0 else f"{problems} problem{'s' if problems > 1 else ''}")
+        say(_summary([check.status for check in checks]))
     raise click.exceptions.Exit(code)
+
+
+def _summary(found: list[str]) -> str:
+    counts = {status: found.count(status) for status in ("problem", "warning")}
+    told = [f"{count} {status}{'s' if count > 1 else ''}" for status, count in counts.items() if count]
+    return ", ".join(told) or "all is well"
 
 
 def _checks(project: Project) -> Iterator[Check]:
@@ -103,7 +108,11 @@ def _database(client: Client) -> list[Check]:
 
 def _redis(client: Client) -> list[Check]:
     before = time.time()
-    seconds, micros = client.redis.time()
+    try:
+        seconds, micros = client.redis.time()
+    except redis.RedisError as error:
+        found = f"cannot reach Redis at {client.redis_place} ({str(error).rstrip('.')})"
+        return [Check("redis", "problem", found, "is it running, and is PICKAXE_REDIS_URL right?", UNREACHABLE)]
     middle = (before + time.time()) / 2
     info: Any = client.redis.info()
     checks = [

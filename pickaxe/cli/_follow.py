@@ -79,7 +79,7 @@ def _sooner(deadline: float | None, pause: float) -> float:
 def _why(client: Client, run: str) -> str:
     view = client.store.view_run(uuid.UUID(run))
     reasons = why_run(view, client.store.view_steps(uuid.UUID(run)), Fleet(client)) if view else []
-    return "; ".join(reasons[:2]) or "it is at work"
+    return "; ".join(reason.strip() for reason in reasons[:2]) or "it is at work"
 
 
 class _TreeFollower:

@@ -84,7 +84,8 @@ class Screen:
             self._running.pop(place, None)
             wait = t.more.get("wait")
             when = f", next in {humanise(float(wait))}" if isinstance(wait, int | float) else ""
-            self._line(t, self._indent(run), t.step, f"attempt {t.attempt} failed ({_error(t)}){when}")
+            how = f"failed ({_error(t)})" if t.more.get("error") else t.more.get("reason") or "is over"
+            self._line(t, self._indent(run), t.step, f"attempt {t.attempt} {how}{when}")
         elif t.state in _ASIDE:
             self._running.pop(place, None)
             self._line(t, self._indent(run), t.step, str(t.more.get("reason") or "set aside: see `pickaxe quarantine`"))
@@ -115,8 +116,9 @@ class Screen:
 
     def _wait(self, place: tuple[str, str], kind: str) -> str:
         step = self._step(place)
-        if kind == "timer" and step is not None and step.due is not None:
-            return f"a durable timer, {humanise((step.due - step.created_at).total_seconds())}"
+        if kind == "timer":
+            lasts = (step.due - step.created_at).total_seconds() if step is not None and step.due is not None else None
+            return "a durable timer" if lasts is None else f"a durable timer, {humanise(lasts)}"
         if kind == "child":
             return "a child run"
         name = step.name if step is not None else place[1]

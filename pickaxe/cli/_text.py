@@ -171,7 +171,7 @@ def told(error: Mapping[str, Any] | None, most: int = 300) -> str:
     if not error:
         return ""
     at = f", at {place(error['where'])}" if error.get("where") else ""
-    return one_line(f"{error.get('type', '')}: {error.get('message', '')}", most) + at
+    return one_line(": ".join(filter(None, (error.get("type"), error.get("message")))), most) + at
 
 
 def place(where: object) -> str:

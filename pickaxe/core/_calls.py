@@ -139,10 +139,10 @@ def check_join(calls: Sequence[Any], join: Join) -> None:
     """Refuses what cannot be gathered. Raises `ConfigurationError`."""
     for call in calls:
         if not isinstance(call, Call):
-            raise ConfigurationError(
-                f"gather takes calls of tools and agents, not {type(call).__name__}: use asyncio.gather for "
-                f"coroutines of your own, or make that function a tool"
-            )
+            advice = "use asyncio.gather for coroutines of your own, or make that function a tool"
+            if isinstance(call, list | tuple | Generator):
+                advice = "spread them, gather(*calls)"
+            raise ConfigurationError(f"gather takes calls of tools and agents, not {type(call).__name__}: {advice}")
     check_bounds(len(calls), join)
 
 

@@ -1,9 +1,10 @@
 """Refuses I/O, threads and blocking calls inside agents, at the line that tries.
 
 Python raises an audit event before it opens a file, connects a socket, starts a thread or a process, or
-sleeps. While an agent runs, those events raise `ImpureAgentError` instead of going on. What raises no event
-cannot be seen here (`time.time()`, `random.random()`): a replay that differs because of it is caught by the
-comparison with the log.
+sleeps. While an agent runs, those events raise `ImpureAgentError` instead of going on. So do Pickaxe's own:
+`pickaxe.log` before each statement, `pickaxe.message` before each Celery task. What raises no event cannot be
+seen here (`time.time()`, `random.random()`, another library's connection that is open already): a replay that
+differs because of it is caught by the comparison with the log.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ _FORBIDDEN = {
     "os.system": "run a command",
     "os.truncate": "change a file",
     "os.utime": "change a file",
+    "pickaxe.log": "enqueue, signal or look at a run",
+    "pickaxe.message": "send a Celery task",
     "shutil.copyfile": "copy a file",
     "shutil.rmtree": "remove a directory",
     "socket.__new__": "open a socket",
@@ -72,6 +75,10 @@ _PYTHONS_OWN = frozenset({
     linecache.__file__, tokenize.__file__, traceback.__file__, logging.__file__, logging.handlers.__file__,
     importlib.metadata.__file__,
 })  # fmt: skip
+_INSTEAD = {
+    "time.sleep": ", or await asyncio.sleep",
+    "pickaxe.log": ". Another agent is awaited like a tool: that is a child run",
+}
 _HERE = f"{Path(__file__).parent}{os.sep}"
 _OUTSIDE = str(Path(__file__).with_name("_reduction.py"))
 
@@ -144,7 +151,7 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
     raise ImpureAgentError(
         f"an agent tried to {_FORBIDDEN[event]}{detail} at {place()}. Agents "
         f"are replayed, so they may not do I/O, block, or use threads: move this line into a tool and await "
-        f"the tool" + (", or await asyncio.sleep" if event == "time.sleep" else "") + "."
+        f"the tool{_INSTEAD.get(event, '')}."
     )
 
 

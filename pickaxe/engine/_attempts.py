@@ -184,12 +184,18 @@ def settle(engine: Engine, outcome: Outcome) -> Settled:
 
 def unless_lost(engine: Engine, outcome: Outcome, settled: Settled) -> Settled:
     """What recording an outcome did. It is recorded again if it was refused, for Postgres may have lost the claim."""
-    claim = outcome.claim
-    if settled.accepted or claim.options.get("effect"):
+    if settled.accepted or not _may_have_lost(engine, outcome.claim, outcome.owner):
         return settled
-    # Whether or not this takes it again: the process's beat may have done so first.
-    insist(engine, _name(claim), lambda: hold_on(engine, claim, outcome.owner))
     return _settle(engine, outcome)
+
+
+def _may_have_lost(engine: Engine, claim: Claim, owner: str) -> bool:
+    """Whether it may be for a claim that Postgres lost that a write was refused. The claim is made again then."""
+    if claim.options.get("effect"):
+        return False
+    # Whether or not this takes it again: the process's beat may have done so first.
+    insist(engine, _name(claim), lambda: hold_on(engine, claim, owner))
+    return True
 
 
 def _settle(engine: Engine, outcome: Outcome) -> Settled:
@@ -225,13 +231,18 @@ def _retry(attempt: Attempt, error: BaseException, wait: float) -> None:
     engine, claim = attempt.engine, attempt.claim
     failed = _errors.describe(error)
     ended = _history.entry(claim.attempt, engine.process, "failed", **_history.of_error(failed))
-    failpoint("retry.before")
-    given_back = insist(engine, attempt.token, lambda: engine.store.retry_step(
-        claim, attempt.owner, wait=wait, spared=0, error=_values.dump(failed),
-        history=_history.dump([*_history.load(claim.history), ended]),
-        reason=f"attempt {claim.attempt} failed ({failed['type']}), next in {humanise(wait)}",
-    ))  # fmt: skip
-    failpoint("retry.after")
+    history = _history.dump([*_history.load(claim.history), ended])
+
+    def give_back() -> bool:
+        failpoint("retry.before")
+        given_back = insist(engine, attempt.token, lambda: engine.store.retry_step(
+            claim, attempt.owner, wait=wait, spared=0, error=_values.dump(failed), history=history,
+            reason=f"attempt {claim.attempt} failed ({failed['type']}), next in {humanise(wait)}",
+        ))  # fmt: skip
+        failpoint("retry.after")
+        return given_back
+
+    given_back = give_back() or (_may_have_lost(engine, claim, attempt.owner) and give_back())
     attempt.ended()
     engine.nudge(wait)
     if given_back:

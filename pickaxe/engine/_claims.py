@@ -116,10 +116,14 @@ def token(run: uuid.UUID, key: str, attempt: int) -> str:
 
 def claim(engine: Engine, spec: ToolSpec, message: dict[str, Any]) -> Attempt | None:
     """Own a call's next attempt, if its limits let it start now; else nothing is taken."""
+    run, key, attempt = uuid.UUID(message["run"]), str(message["step"]), int(message["attempt"])
+    if (running := engine.running.get(token(run, key, attempt))) is not None:
+        # It is run here already. Whatever sent its message again, its body must not begin twice.
+        hold_on(engine, running.claim, running.owner)
+        return None
     queue = engine.current_queue() or spec.queue
     if not may_start(engine, message, spec.name, queue):
         return None
-    run, key, attempt = uuid.UUID(message["run"]), str(message["step"]), int(message["attempt"])
     owner = engine.owner
     with engine.running.expected([token(run, key, attempt)]):
         failpoint("claim.before")

@@ -31,6 +31,9 @@ logger = logging.getLogger("pickaxe.effects")
 
 UNKNOWN = "whether its effect happened is not known"
 
+NOT_HAPPENED = "found that its effect had not happened"
+"""What became of an attempt that was a `reconcile`."""
+
 _ASKING = Retry()
 """How soon, and how much later every time, a `reconcile` that found no answer is asked again. It never gives up."""
 
@@ -101,7 +104,7 @@ def _again(attempt: Attempt, error: DidNotHappen) -> str | None:
     failpoint("reissue.before")
     state = engine.store.reissue(
         claim.run, claim.key, attempt=claim.attempt, owner=attempt.owner, history=_with(claim.history, ended),
-        limit=engine.settings.quarantine_after, reason="its reconcile found that its effect had not happened",
+        limit=engine.settings.quarantine_after, reason=f"its reconcile {NOT_HAPPENED}",
     )  # fmt: skip
     failpoint("reissue.after")
     attempt.ended()
@@ -109,7 +112,7 @@ def _again(attempt: Attempt, error: DidNotHappen) -> str | None:
         logger.warning("%s: the answer came too late: a person has given another", attempt.token)
         return None
     told = "retrying" if state is StepState.READY else str(state)
-    engine.transitions.tell(claim.run, step_entry(claim.key, claim.name, told, claim.attempt))
+    engine.transitions.tell(claim.run, step_entry(claim.key, claim.name, told, claim.attempt, reason=NOT_HAPPENED))
     engine.nudge(0)
     return None
 

@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
 import threading
-import uuid
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from functools import cached_property
@@ -61,6 +61,11 @@ class Running:
     def remove(self, token: str) -> None:
         with self._lock:
             self._calls.pop(token, None)
+
+    def get(self, token: str) -> Any:
+        """The attempt, if this process runs it. Else None."""
+        with self._lock:
+            return self._calls.get(token)
 
     def snapshot(self) -> dict[str, Any]:
         with self._lock:
@@ -196,4 +201,4 @@ class Background:
 
 def new_owner() -> str:
     """A name no other process has, or will have."""
-    return uuid.uuid4().hex
+    return secrets.token_hex(8)  # short, for every step has it twice

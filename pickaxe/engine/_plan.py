@@ -114,6 +114,7 @@ def _step(plan: Plan, request: Request, *, held: bool) -> dict[str, Any]:
         "priority": options.get("priority"),
         "due": request.due,
         "due_in": _due_in(plan, request, state),
+        "sent": state is StepState.READY and not options.get("inline"),
         "expires_in": min((t for t in times if t is not None), default=None),
         "total_timeout": options.get("total_timeout"),
         "group_key": request.group,

@@ -123,7 +123,7 @@ def _encoded(engine: Engine, step: StepView, result: Any, spec: ToolSpec | None)
     cap = engine.settings.max_payload
     if spec is not None:
         return spec.signature.encode_output(result, cap=cap)
-    return _values.encode(_values.adapter(Any), result, what=f"the result of step {step.key!r}", cap=cap)
+    return _values.encode(_values.ANYTHING, result, what=f"the result of step {step.key!r}", cap=cap)
 
 
 def _moved(run: uuid.UUID, step: StepView) -> ResolveError:

@@ -28,10 +28,11 @@ from pickaxe._states import StepState
 from pickaxe.engine import _errors, _history
 from pickaxe.engine._cancellation import cancel
 from pickaxe.engine._claims import token
-from pickaxe.engine._dispatch import agent_message, dispatch, publish, publish_run
+from pickaxe.engine._dispatch import publish_run
 from pickaxe.engine._doubt import is_once, overdue
 from pickaxe.engine._effects import transaction_name
 from pickaxe.engine._engine import NUDGE, Engine, new_owner
+from pickaxe.engine._late import resend, send
 from pickaxe.engine._purge import Purge
 from pickaxe.engine._quarantine import reclaim
 from pickaxe.engine._released import publish_released
@@ -202,6 +203,7 @@ def sweep(engine: Engine, *, bury: bool = True) -> None:
     for run in engine.store.due_cancellations(engine.settings.redispatch_cap):
         with _apart(run):
             cancel(engine, run, reason="its parent run no longer waits for it")
+    resend(engine)
     release_due(engine)
 
 
@@ -219,23 +221,14 @@ def _apart(run: uuid.UUID) -> Iterator[None]:
 def release_due(engine: Engine) -> None:
     """The part of a round that timers and rate limits need on time: it may run every few milliseconds."""
     publish_runs(engine, engine.store.due_timers())
-    _redispatch(engine)
+    cap = engine.settings.redispatch_cap
+    send(engine, engine.store.due_runs(cap), engine.store.due_steps(cap))
 
 
 def publish_runs(engine: Engine, runs: Iterable[uuid.UUID]) -> None:
     """Publish runs that were woken."""
     for run in runs:
         publish_run(engine, run)
-
-
-def _redispatch(engine: Engine) -> None:
-    cap = engine.settings.redispatch_cap
-    runs = engine.store.due_runs(cap)
-    publish(engine, [agent_message(r.id, r.agent, r.queue, r.priority, r.root, r.wake) for r in runs])
-    steps = engine.store.due_steps(cap)
-    inline = [step for step in steps if step.options.get("inline")]
-    publish_runs(engine, [run for run in {step.run for step in inline} if engine.store.wake(run)])
-    dispatch(engine, [step for step in steps if not step.options.get("inline")])
 
 
 def _look_for_lost_broker(engine: Engine) -> None:

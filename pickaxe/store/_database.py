@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import sys
 import threading
 import time
 from collections import namedtuple
@@ -142,8 +143,7 @@ class Database:
 
     def rows(self, name: str, /, **parameters: Any) -> Sequence[Row[Any]]:
         """The rows of a named statement."""
-        query = native(name)
-        return self.patiently(lambda: self._run(query, parameters))
+        return self.patiently(lambda: self._run(native(name), parameters))
 
     def row(self, name: str, /, **parameters: Any) -> Row[Any] | None:
         """The first row of a named statement, or None."""
@@ -191,6 +191,7 @@ class Database:
 
     def patiently(self, attempt: Callable[[], T]) -> T:
         """What `attempt` returns, tried again while the database is away or the attempt conflicts."""
+        sys.audit("pickaxe.log")  # refused in an agent: a connection that is open already raises no event of its own
         deadline, pause = 0.0, 0.02
         while True:
             try:

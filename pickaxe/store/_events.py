@@ -44,7 +44,9 @@ class EventStore:
             for wait in sorted(waits, key=lambda w: (w.run_id, w.key)):
                 wanted = _values.load(wait.input)
                 if wanted["scope"] == scope and wants(wanted, value):
-                    woken += self._arrive(connection, wait.run_id, wait.key, payload)
+                    # One that came before this, and that the wait is about to find, comes first.
+                    earlier = self._first(connection, wait, wanted) if wait.looks_back else None
+                    woken += self._arrive(connection, wait.run_id, wait.key, earlier or payload)
             return woken
 
         result: list[uuid.UUID] = self.database.transaction(work)
@@ -59,9 +61,9 @@ class EventStore:
                 return []
             wanted = _values.load(wait.input)
             self._exclude(connection, wait.name, wanted["scope"])
-            for event in self._recent(connection, wait, wanted):
-                if wants(wanted, _values.load(event.payload)):
-                    return self._arrive(connection, run, key, event.payload)
+            found = self._first(connection, wait, wanted)
+            if found is not None:
+                return self._arrive(connection, run, key, found)
             connection.execute(statement("looked_back"), {"run": run, "key": key})
             return []
 
@@ -69,8 +71,9 @@ class EventStore:
         return result
 
     @staticmethod
-    def _recent(connection: Connection, wait: Any, wanted: Any) -> Any:
-        return connection.execute(
+    def _first(connection: Connection, wait: Any, wanted: Any) -> str | None:
+        """The payload of the first event that a wait takes, of those since its look-back begins."""
+        recent = connection.execute(
             statement("recent_events"),
             {
                 "key": wait.name,
@@ -78,7 +81,8 @@ class EventStore:
                 "since": wait.created_at,
                 "within": wanted["within"],
             },
-        ).all()
+        )
+        return next((event.payload for event in recent.all() if wants(wanted, _values.load(event.payload))), None)
 
     @staticmethod
     def _exclude(connection: Connection, key: str, scope: str) -> None:

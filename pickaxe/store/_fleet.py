@@ -111,6 +111,25 @@ class FleetStore:
         """Calls to be published now."""
         return [StepDue.of(r) for r in self.database.rows("due_steps", batch=BATCH, base=self.redispatch, cap=cap)]
 
+    def late(self) -> list[tuple[str, int]]:
+        """The queues, and the priorities there, in which messages were sent and should have been taken by now."""
+        return [(row.queue, row.priority) for row in self.database.rows("late")]
+
+    def late_runs(self, waiting: Sequence[dict[str, Any]], cap: float) -> Sequence[Row[Any]]:
+        """Runs whose message was sent and not taken: to be published again, unless it `waits`.
+
+        `waiting` are the messages that have waited longest: mappings of queue, priority, run and key.
+        """
+        return self.database.rows(
+            "late_runs", waiting=_values.dump(list(waiting)), batch=BATCH, base=self.redispatch, cap=cap
+        )
+
+    def late_steps(self, waiting: Sequence[dict[str, Any]], cap: float) -> Sequence[Row[Any]]:
+        """As `late_runs`, for calls."""
+        return self.database.rows(
+            "late_steps", waiting=_values.dump(list(waiting)), batch=BATCH, base=self.redispatch, cap=cap
+        )
+
     def due_timers(self) -> list[uuid.UUID]:
         """Fire the timers that are due. Returns the runs to be published."""
         rows = self.database.rows("due_timers", batch=BATCH, redispatch=self.redispatch)

@@ -46,6 +46,7 @@ class Run(Table, table=True):
     queue: str = Field(sa_column=_text())
     priority: int = Field(sa_type=SmallInteger)
     due: datetime | None = Field(sa_column=_time())
+    sent_at: datetime | None = Field(sa_column=_time())
     dispatches: int = Field(sa_type=SmallInteger)
     deadline: datetime | None = Field(sa_column=_time())
     input: str = Field(sa_column=_text())
@@ -91,6 +92,7 @@ class Step(Table, table=True):
     owner: str | None = Field(sa_column=_text(required=False))
     ran_by: str | None = Field(sa_column=_text(required=False))
     due: datetime | None = Field(sa_column=_time())
+    sent_at: datetime | None = Field(sa_column=_time())
     granted: bool
     expires: datetime | None = Field(sa_column=_time())
     total_timeout: float | None

@@ -268,13 +268,13 @@ def _told(decision: Decision, published: Any) -> dict[str, Any]:
 
 def _shown(output: Any) -> Any:
     try:
-        return _values.encode(_values.adapter(Any), output, what="", cap=MAX_PAYLOAD)
+        return _values.encode(_values.ANYTHING, output, what="", cap=MAX_PAYLOAD)
     except PickaxeError:
         return type(output)
 
 
 def _encoded(payload: Any, what: str) -> str:
-    return _values.encode(_values.adapter(Any), payload, what=what, cap=MAX_PAYLOAD)
+    return _values.encode(_values.ANYTHING, payload, what=what, cap=MAX_PAYLOAD)
 
 
 def _timestamp(moment: datetime, what: str) -> float:

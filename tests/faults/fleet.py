@@ -239,6 +239,11 @@ class Fleet:
         with psycopg.connect(self.plain_url, autocommit=True) as connection:
             return connection.execute(text, parameters).fetchall()
 
+    @property
+    def crashed(self) -> bool:
+        """Whether Postgres has been started again since this fleet was made."""
+        return bool(self._postgres_start() != self._postgres)
+
     def _postgres_start(self) -> Any:
         return self.query("SELECT pg_postmaster_start_time()")[0][0]
 
@@ -344,7 +349,7 @@ class Fleet:
 
         A crash of Postgres can undo a claim; if its process dies before it makes it again, another makes the same one.
         """
-        crashed = self._postgres_start() != self._postgres
+        crashed = self.crashed
         ends: defaultdict[str, list[Entry]] = defaultdict(list)
         for entry in self.entries("end", "failed"):
             ends[entry.key].append(entry)

@@ -209,20 +209,28 @@ class Programs:
     def _wrong_effects(self, expected: dict[str, Effect]) -> list[str]:
         done: dict[str, Counter[str]] = defaultdict(Counter)
         keys: dict[str, set[str]] = defaultdict(set)
+        runners: dict[tuple[str, str], set[int]] = defaultdict(set)
         for entry in self.fleet.entries("did", "refused"):
             label, _, key = entry.key.partition(">")
             done[label][entry.word] += 1
             keys[label].add(key)
+            runners[label, entry.attempt].add(entry.pid)
         deaths = dict(self.fleet.query("SELECT run_id || '/' || key, deaths FROM pickaxe.step WHERE kind = 'tool'"))
         wrong = [f"{label} has several idempotency keys: {found}" for label, found in keys.items() if len(found) > 1]
         wrong += [f"nobody asked for {label}" for label in done.keys() - expected.keys()]
         for label, effect in expected.items():
             # Each attempt that a worker died in, or gave back, may have had the effect.
             more = sum(deaths[key] for key in keys[label])
+            if self.fleet.crashed:
+                # A crash of Postgres can undo a claim, and another process may make it before the first does again.
+                more += sum(len(pids) - 1 for (one, _), pids in runners.items() if one == label)
             for word, times in (("did", effect.did), ("refused", effect.refused)):
                 least = times if effect.certain else 0
                 if not least <= done[label][word] <= times + (more if times else 0):
-                    wrong.append(f"{label} {word} {done[label][word]} times, not {least} to {times} and {more} repeats")
+                    by = [f"attempt {attempt} {pids}" for (one, attempt), pids in runners.items() if one == label]
+                    wrong.append(
+                        f"{label} {word} {done[label][word]} times, not {least} to {times} and {more} repeats: {by}"
+                    )
         return wrong
 
     def story(self) -> str:

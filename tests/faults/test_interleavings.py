@@ -14,10 +14,12 @@ import psycopg
 import pytest
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from pickaxe import Pickaxe, _values
+from pickaxe import Pickaxe, _values, tool
 from pickaxe._states import StepState
 from pickaxe._uuids import uuid7
 from pickaxe.engine import _attempts
+from pickaxe.engine._claims import claim
+from pickaxe.engine._engine import Engine
 from pickaxe.store import Database, NewRun, Outcome, Settled, Store
 
 
@@ -362,36 +364,88 @@ def cancel(store: Store, run: uuid.UUID, *, force: bool = False) -> Any:
     return store.cancel_run(run, reason="", error="{}", timed_out=False, force=force)
 
 
+UNDO = "UPDATE pickaxe.step SET state = 'ready', attempt = 0, owner = NULL WHERE run_id = %s RETURNING key"
+"""What a crash of Postgres does to a claim that was not flushed."""
+
+
+@tool
+def a() -> int:
+    return 1
+
+
+@pytest.fixture
+def engine(services: Any) -> Iterator[Engine]:
+    app = Pickaxe("interleavings", tools=[a], settings=services.settings())
+    for owner in (app.engine.owner, "another"):
+        app.engine.store.register_worker(owner, name=owner, pid=1, handles=[])
+    yield app.engine
+    app.client.close()
+
+
+def undo(engine: Engine, run: uuid.UUID) -> None:
+    with engine.store.database.engine.connect() as connection:
+        assert connection.exec_driver_sql(UNDO, (run,)).all() == [("a",)]
+
+
 @pytest.mark.parametrize(("again", "accepted"), [("nobody", True), ("its beat", True), ("another", False)])
 def test_the_outcome_of_a_call_whose_claim_was_lost_counts_unless_another_process_has_claimed_it_since(
-    services: Any, again: str, accepted: bool
+    engine: Engine, again: str, accepted: bool
 ) -> None:
-    app = Pickaxe("interleavings", settings=services.settings())
-    engine, store = app.engine, app.engine.store
-    try:
-        for owner in (engine.owner, "another"):
-            store.register_worker(owner, name=owner, pid=1, handles=[])
-        run = new_run(store)
-        assert commit(store, run, [step("a")]).committed
-        claimed = store.claim(run.id, "a", 1, engine.owner, grace=2)
-        assert claimed is not None
-        undo = "UPDATE pickaxe.step SET state = 'ready', attempt = 0, owner = NULL WHERE run_id = %s"
-        refused = store.settle
+    store, refused = engine.store, engine.store.settle
+    run = new_run(store)
+    assert commit(store, run, [step("a")]).committed
+    claimed = store.claim(run.id, "a", 1, engine.owner, grace=2)
+    assert claimed is not None
 
-        def first_refused(*args: Any, **more: Any) -> Settled:
-            """The claim is lost before the outcome comes, and made again right after it was refused."""
-            store.settle = refused
-            with store.database.engine.connect() as connection:
-                connection.exec_driver_sql(undo, (run.id,))
-            settled = store.settle(*args, **more)
-            assert not settled.accepted
-            if again != "nobody":
-                owner = engine.owner if again == "its beat" else "another"
-                assert store.claim(run.id, "a", 1, owner, grace=2) is not None
-            return settled
+    def first_refused(*args: Any, **more: Any) -> Settled:
+        """The claim is lost before the outcome comes, and made again right after it was refused."""
+        store.settle = refused  # type: ignore[method-assign]
+        undo(engine, run.id)
+        settled = refused(*args, **more)
+        assert not settled.accepted
+        if again != "nobody":
+            owner = engine.owner if again == "its beat" else "another"
+            assert store.claim(run.id, "a", 1, owner, grace=2) is not None
+        return settled
 
-        store.settle = first_refused
-        outcome = Outcome(claimed, engine.owner, StepState.SUCCEEDED, "1", None, claimed.clock())
-        assert _attempts.settle(engine, outcome).accepted is accepted
-    finally:
-        app.client.close()
+    store.settle = first_refused  # type: ignore[method-assign]
+    outcome = Outcome(claimed, engine.owner, StepState.SUCCEEDED, "1", None, claimed.clock())
+    assert _attempts.settle(engine, outcome).accepted is accepted
+
+
+def test_a_call_whose_claim_was_lost_is_not_begun_again_by_the_process_that_runs_it(engine: Engine) -> None:
+    store = engine.store
+    run = new_run(store)
+    assert commit(store, run, [step("a")]).committed
+    message = {"run": str(run.id), "step": "a", "attempt": 1}
+    attempt = claim(engine, a.spec, message)
+    assert attempt is not None
+    undo(engine, run.id)
+    assert claim(engine, a.spec, message) is None
+    found = store.view_step(run.id, "a")
+    assert found is not None
+    assert (found.state, found.attempt) == ("running", 1), "it is claimed again, and goes on"
+
+
+def test_a_failed_attempt_whose_claim_was_lost_counts_as_a_try(engine: Engine) -> None:
+    store = engine.store
+    run = new_run(store)
+    assert commit(store, run, [step("a", options='{"attempts": 3}')]).committed
+    attempt = claim(engine, a.spec, {"run": str(run.id), "step": "a", "attempt": 1})
+    assert attempt is not None
+    undo(engine, run.id)
+    assert _attempts.raised(attempt, ValueError("no")) is None
+    found = store.view_step(run.id, "a")
+    assert found is not None
+    assert (found.state, found.attempt, [past["ended"] for past in found.history]) == ("ready", 1, ["failed"])
+
+
+def test_an_event_does_not_overtake_one_that_a_wait_is_about_to_find_when_it_looks_back(store: Store) -> None:
+    run = new_run(store)
+    store.publish_event("paid", "", '{"n": 1}')
+    wait = step("paid", "event", "waiting", input='{"scope": "", "where": {}, "within": 60}')
+    assert commit(store, run, [wait]).committed
+    store.publish_event("paid", "", '{"n": 2}')
+    assert store.look_back(run.id, "paid") == []
+    [found] = store.load(run.id).log.steps  # type: ignore[union-attr]
+    assert found.output == '{"n": 1}'

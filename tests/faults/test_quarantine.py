@@ -300,7 +300,7 @@ def test_a_worker_that_dies_while_it_keeps_two_suspects_apart_leaves_both_to_be_
     forgiving = {"PICKAXE_QUARANTINE_AFTER": "0"}
     run = fleet.enqueue(neighbours, 2, 0.5)
     fleet.start("agents", queues="agents", environment=forgiving)
-    suspects = "UPDATE pickaxe.step SET strikes = 1, due = now() WHERE name = 'neighbour' RETURNING key"
+    suspects = "UPDATE pickaxe.step SET strikes = 1, due = now(), sent_at = NULL WHERE name = 'neighbour' RETURNING key"
     eventually(lambda: len(run.steps()) == 3, "both calls are ready")
     assert len(fleet.query(suspects)) == 2
     victim = fleet.start(

@@ -87,13 +87,15 @@ def test_a_quarantined_step_is_listed_with_its_evidence_and_released(project: Pr
         table = project("quarantine")
         assert "attempt 2: worker process cli-q@" in table
         assert "was ended by exit status 9" in table
+        assert "after it began)" in table  # evidence is evidence: no command among it
 
         shown = project("show", "latest")
         assert "! quarantined" in shown
         assert f"pickaxe retry {started['id'][:18]} 'convert#1'" in shown
         assert "it kills the worker processes that run it" in project("runs")
         assert project.json("runs")[0]["aside"][0]["step"] == "convert#1"
-        assert "1 steps have an unknown outcome or kill their workers" in project("doctor")
+        assert "1 steps have an unknown outcome or kill their workers" in (told := project("doctor"))
+        assert told.splitlines()[-1] == "1 warning"
 
         assert "has no step" in project("retry", started["id"], "nothing#1", code=1)
         broken.unlink()

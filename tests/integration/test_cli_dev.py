@@ -68,6 +68,7 @@ def test_dev_serves_its_folder_and_stops_cleanly(tmp_path: Path) -> None:
     assert "run succeeded" in pickaxe(tmp_path, "show", "latest", "--follow")
     assert end(process, signal.SIGINT) == 0
     assert not (tmp_path / ".pickaxe" / "dev.json").exists()
+    assert (tmp_path / ".pickaxe" / ".gitignore").read_text() == "*\n"  # there are data and passwords in it
     assert "export PICKAXE_DATABASE_URL=" in (tmp_path / "output").read_text()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 
 import psycopg
 import pytest
@@ -11,6 +12,7 @@ from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
 from pickaxe import Client, Pickaxe, Settings, agent, errors
+from pickaxe.testing import simulate
 
 
 class Order(BaseModel):
@@ -48,6 +50,48 @@ def test_an_enqueued_run_is_in_postgres_and_its_message_in_the_broker(app):
 
 def test_defaults_are_recorded_as_they_were_when_the_run_was_enqueued(app):
     assert ship.enqueue(Order(number=1)).view().input["express"] is False
+
+
+def test_an_agent_can_neither_start_nor_look_at_a_run_from_outside_even_in_a_warm_process(app):
+    known = ship.enqueue(Order(number=1))  # statements are read, and connections are open
+
+    @agent
+    async def enqueues(number: int) -> None:
+        ship.enqueue(Order(number=number))
+
+    @agent
+    async def signals(number: int) -> None:
+        known.signal("go")
+
+    @agent
+    async def looks(number: int) -> str:
+        return str(known.status)
+
+    for careless in (enqueues, signals, looks):
+        refused = r"ImpureAgentError: an agent tried to enqueue, signal or look at a run at .*test_enqueue\.py:\d+\."
+        with pytest.raises(errors.RunFailedError, match=refused) as told:
+            simulate(careless, 2).result()
+        assert "Another agent is awaited like a tool" in str(told.value)
+    assert [run.id for run in runs(app)] == [uuid.UUID(known.id)]
+    assert app.client.store.list_signals(uuid.UUID(known.id), 0) == []
+
+
+def test_an_agent_cannot_send_a_celery_task_even_over_a_connection_that_is_open(app):
+    app.send_task("legacy.mail", queue="agents")
+
+    @app.task(name="legacy.call", queue="agents")
+    def call() -> None: ...
+
+    @agent
+    async def sends(how: str) -> None:
+        app.send_task("legacy.mail", queue="agents") if how == "send_task" else call.delay()
+
+    for how in ("send_task", "delay"):
+        with pytest.raises(
+            errors.RunFailedError, match=r"an agent tried to send a Celery task at .*test_enqueue\.py:\d+"
+        ):
+            simulate(sends, how).result()
+    assert queued(app) == 1
 
 
 def test_the_same_idempotency_key_gives_the_same_run(app):

@@ -14,7 +14,7 @@ from pickaxe import store as package
 from pickaxe._states import StepState
 from pickaxe._uuids import uuid7
 from pickaxe.errors import SchemaError
-from pickaxe.store import Database, NewRun, Store, check_schema, migrate, schema_version
+from pickaxe.store import Database, Store, check_schema, migrate, schema_version
 from pickaxe.store._schema import _config
 from pickaxe.store.models import metadata
 from tests.services import isolated_database, template_database
@@ -51,16 +51,20 @@ def test_a_migration_that_databases_have_behind_them_stays_as_it_was(name):
 
 
 def test_a_run_that_was_under_way_before_a_migration_goes_on_after_it(empty_database):
-    database, store, run = empty_database, Store(empty_database), NewRun(uuid7(), "agent", "1", "agents", 5, "{}")
+    database, store, run = empty_database, Store(empty_database), uuid7()
 
     def to_the_first_version(connection):
         connection.exec_driver_sql("CREATE SCHEMA pickaxe")
         command.upgrade(_config(connection), "0001")
 
     database.transaction(to_the_first_version)
-    store.enqueue([run])
     joined = '{"count": 3, "tolerant": true, "limit": 1}'
     with database.engine.connect() as connection:
+        connection.exec_driver_sql(
+            "INSERT INTO pickaxe.run (id, agent, version, state, queue, priority, input, root, due) "
+            "VALUES (%s, 'agent', '1', 'ready', 'agents', 5, '{}', %s, now())",
+            (run, run),
+        )
         for index, (key, kind, state, group, options) in enumerate([
             ("gather", "gather", "waiting", None, joined), ("first", "tool", "ready", "gather", "{}"),
             ("next", "tool", "blocked", "gather", "{}"), ("last", "tool", "blocked", "gather", "{}"),
@@ -69,17 +73,17 @@ def test_a_run_that_was_under_way_before_a_migration_goes_on_after_it(empty_data
                 "INSERT INTO pickaxe.step (run_id, key, chapter, born, kind, name, digest, state, queue, priority, "
                 "group_key, index, counted, failed, input, options) "
                 "VALUES (%s, %s, 0, 1, %s, 'x', '', %s, 'tools', 5, %s, %s, 0, 0, '{}', %s)",
-                (run.id, key, kind, state, group, index, options),
+                (run, key, kind, state, group, index, options),
             )
     assert migrate(database) == (1, 3)
     store.register_worker("worker", name="worker", pid=1, handles=[])
     for key, released in (("first", ["next"]), ("next", ["last"]), ("last", [])):
-        assert store.claim(run.id, key, 1, "worker", grace=2) is not None
+        assert store.claim(run, key, 1, "worker", grace=2) is not None
         settled = store.settle(
-            run.id, key, StepState.SUCCEEDED, origin=[StepState.RUNNING], attempt=1, owner="worker", output="1"
+            run, key, StepState.SUCCEEDED, origin=[StepState.RUNNING], attempt=1, owner="worker", output="1"
         )
         assert (settled.accepted, settled.released) == (True, released)
-    assert {s.key: s.state for s in store.load(run.id).log.steps} == dict.fromkeys(
+    assert {s.key: s.state for s in store.load(run).log.steps} == dict.fromkeys(
         ("gather", "first", "next", "last"), StepState.SUCCEEDED
     )
 

@@ -6,6 +6,7 @@ import asyncio
 import enum
 import math
 import uuid
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -207,6 +208,26 @@ class TestRefusedFunctions:
         with pytest.raises(ConfigurationError):
             tool(**options)(search.fn)
 
+    @pytest.mark.parametrize(
+        ("options", "told"),
+        [
+            ({"inline": True, "rate_limit": "1/s"}, "has a rate_limit and is inline"),
+            ({"inline": True, "queue": "web"}, "has a queue and is inline"),
+            ({"rate_key": "site"}, "has a rate_key and no rate_limit"),
+            ({"rate_units": 2}, "has a rate_units and no rate_limit"),
+        ],
+    )
+    def test_options_that_would_be_ignored(self, options: dict[str, Any], told: str) -> None:
+        with pytest.raises(ConfigurationError, match=told):
+            tool(**options)(search.fn)
+
+    @pytest.mark.parametrize("queue", ["", " ", "web,api", " web"])
+    def test_queues_that_no_worker_could_be_told(self, queue: str) -> None:
+        with pytest.raises(ConfigurationError, match="cannot be the name of a queue"):
+            tool(queue=queue)(search.fn)
+        with pytest.raises(ConfigurationError, match="cannot be the name of a queue"):
+            agent(queue=queue)(research.fn)
+
 
 class TestOutside:
     """Outside of a fleet, a handle is the function."""
@@ -257,6 +278,17 @@ class TestOutside:
             )
 
         assert asyncio.run(main()) == (["<a>", "<b>"], ["<a>"], "<a>", ["<x>", "<y>"])
+
+    def test_gather_says_how_a_list_of_calls_is_given_to_it(self) -> None:
+        @agent
+        async def gathers() -> list[str]:
+            return await gather([fetch("a"), fetch("b")])  # type: ignore[list-item]
+
+        with (
+            warnings.catch_warnings(action="ignore"),
+            pytest.raises(RunFailedError, match=r"not list: spread them, gather\(\*calls\)"),
+        ):
+            simulate(gathers).result()
 
     def test_gather_reports_a_quorum_out_of_reach(self) -> None:
         async def fails() -> None:

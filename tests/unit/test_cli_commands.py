@@ -57,6 +57,7 @@ def test_without_a_database_url_the_error_says_what_to_set() -> None:
     result = pickaxe("runs")
     assert result.exit_code == 2
     assert "PICKAXE_DATABASE_URL is not set" in result.output
+    assert "`pickaxe dev` brings its own" in result.output
     assert "Traceback" not in result.output
 
 
@@ -159,6 +160,7 @@ def test_unreachable_services_have_their_own_exit_code(monkeypatch: pytest.Monke
     assert result.exit_code == 3
     found = json.loads(result.output)
     assert [c["name"] for c in found["checks"] if c["status"] == "problem"] == ["database", "redis"]
+    assert "cannot reach Redis at redis://127.0.0.1:1/0 (" in found["checks"][-1]["found"]
 
 
 def test_an_unforeseen_error_is_still_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from pickaxe._states import StepKind, StepState
+from pickaxe import Client, Settings, streams
+from pickaxe._states import RunState, StepKind, StepState
 from pickaxe.cli._explain import about, aside_lines, tally, was_replayed, why_step
+from pickaxe.cli._screen import Screen
 from pickaxe.cli._text import jsonable, one_line, print_table, safe, say, shown_value, styled, told
-from pickaxe.store import StepView
+from pickaxe.store import RunView, StepView
+from pickaxe.streams import Transition
 
 
 def step(**changes: object) -> StepView:
@@ -20,6 +23,12 @@ def step(**changes: object) -> StepView:
     values |= {"key": "t#1", "kind": StepKind.TOOL, "name": "t", "state": StepState.SUCCEEDED, "attempt": 1}
     values |= {"history": [], "input": {}, "created_at": now, "started_at": now, "finished_at": now}
     return StepView(**(values | changes))  # type: ignore[arg-type]
+
+
+def from_log(of: StepView) -> list[Transition]:
+    run: dict[str, object] = dict.fromkeys(RunView.__slots__)
+    at = datetime.fromtimestamp(0, UTC)
+    return streams.from_log(RunView(**(run | {"state": RunState.WAITING, "created_at": at})), [of])  # type: ignore[arg-type]
 
 
 LOST = {
@@ -44,6 +53,27 @@ def test_a_step_that_was_set_aside_says_why_on_what_evidence_and_what_to_do() ->
     assert "is not known, asked " in why_step(asked, [], None)  # type: ignore[arg-type]
     asking = step(**UNFINISHED | {"state": StepState.RUNNING, "reconciling": True, "history": [LOST]})
     assert why_step(asking, [], None) == "its reconcile is asked: attempt 1 its worker died"  # type: ignore[arg-type]
+
+
+def test_a_call_that_did_not_happen_and_a_timer_that_is_over_are_told_as_what_they_were(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked = {
+        "attempt": 2,
+        "ended": "did not happen",
+        "owner": "w@h 8",
+        "message": "the bank has no such charge",
+        "at": 92.0,
+    }
+    charge = step(history=[LOST, asked], key="charge#1")
+    over = step(kind=StepKind.TIMER, state=StepState.CANCELLED, key="timer#1", name="timer", due=None)
+    screen = Screen(Client(Settings()), "run")
+    screen._steps = {("run", "charge#1"): charge, ("run", "timer#1"): over}  # as they were read
+    for transition in (*from_log(charge), *from_log(over)):
+        screen.feed("run", transition)
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert any(line.endswith("charge#1 attempt 2 found that its effect had not happened") for line in lines)
+    assert any(line.endswith("timer#1 a durable timer") for line in lines)
 
 
 def test_a_call_that_was_cancelled_in_the_middle_says_that_nobody_knows() -> None:

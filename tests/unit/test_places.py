@@ -11,9 +11,12 @@ from pathlib import Path
 import click
 import pytest
 
+from pickaxe import agent
 from pickaxe._places import raised_at
+from pickaxe.cli._text import told
 from pickaxe.engine._errors import describe
-from pickaxe.errors import InputError, PickaxeError
+from pickaxe.errors import InputError, PickaxeError, RunFailedError
+from pickaxe.testing import simulate
 
 HERE = str(Path(__file__))
 
@@ -54,6 +57,27 @@ def fails_in_a_group() -> None:
 
 def test_an_exception_of_a_library_was_raised_where_own_code_called_it() -> None:
     assert raised_at(caught(outer)) == line_of(parses)
+
+
+def test_a_value_that_does_not_fit_was_not_raised_in_the_library_that_checks_it() -> None:
+    @agent
+    async def promises(number: int) -> int:
+        return "no number"  # type: ignore[return-value]
+
+    with pytest.raises(RunFailedError, match="OutputError") as failed:
+        simulate(promises, 1).result()
+    assert "raised at" not in str(failed.value)
+
+
+def test_an_exception_that_says_nothing_is_told_by_its_type_and_its_line() -> None:
+    @agent
+    async def is_late() -> None:
+        async with asyncio.timeout(1):
+            await asyncio.sleep(2)
+
+    with pytest.raises(RunFailedError, match=r"failed: TimeoutError \(raised at "):
+        simulate(is_late).result()
+    assert told({"type": "TimeoutError", "message": "", "where": "a.py:1 in f"}) == "TimeoutError, at a.py:1 in f"
 
 
 def test_a_group_of_exceptions_was_raised_where_its_first_was() -> None:

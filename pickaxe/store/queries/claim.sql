@@ -6,7 +6,7 @@
 -- chapter :seen_chapter, or, if these are null, all of it and the run's input besides. The claim of a call that may be
 -- repeated is not flushed: the process that loses it in a crash of Postgres makes it again.
 UPDATE pickaxe.step s SET
-    state = 'running', attempt = s.attempt + 1, owner = :owner, ran_by = :owner, dispatches = 0, reason = NULL,
+    state = 'running', attempt = s.attempt + 1, owner = :owner, ran_by = :owner, sent_at = NULL, dispatches = 0, reason = NULL,
     progress = NULL, started_at = clock_timestamp(),
     due = clock_timestamp() + make_interval(secs => (s.options::jsonb->>'timeout')::float8 + :grace),
     expires = CASE WHEN s.state = 'ready' THEN s.created_at + make_interval(secs => s.total_timeout) END,

@@ -5,7 +5,7 @@ UPDATE pickaxe.step s SET
     dispatches = least(s.dispatches + 1, 1000)
 FROM (
     SELECT run_id, key FROM pickaxe.step
-    WHERE due <= clock_timestamp() AND state = 'cancelling' LIMIT :batch FOR UPDATE SKIP LOCKED
+    WHERE due <= clock_timestamp() AND sent_at IS NULL AND state = 'cancelling' LIMIT :batch FOR UPDATE SKIP LOCKED
 ) d LEFT JOIN pickaxe.run c ON c.parent_run = d.run_id AND c.parent_step = d.key
 WHERE s.run_id = d.run_id AND s.key = d.key AND s.state = 'cancelling'
 RETURNING c.id

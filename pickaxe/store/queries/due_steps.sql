@@ -1,12 +1,11 @@
--- Calls that should be in the broker by now: first tries, retries, throttled ones, lost messages, and those whose
--- outcome is to be asked for.
+-- Calls whose message has to be sent: retries, throttled ones, and those whose outcome is to be asked for.
 -- A slot is good for two seconds; after that the limit is asked again.
 UPDATE pickaxe.step s SET
     due = clock_timestamp() + make_interval(secs => least(:cap, :base * power(2, least(s.dispatches, 20)))),
-    dispatches = least(s.dispatches + 1, 1000), granted = false
+    sent_at = clock_timestamp(), dispatches = least(s.dispatches + 1, 1000), granted = false
 FROM (
     SELECT run_id, key, granted AND due > clock_timestamp() - interval '2 seconds' AS granted
-    FROM pickaxe.step WHERE due <= clock_timestamp() AND state IN ('ready', 'unknown')
+    FROM pickaxe.step WHERE due <= clock_timestamp() AND sent_at IS NULL AND state IN ('ready', 'unknown')
     ORDER BY due LIMIT :batch FOR UPDATE SKIP LOCKED
 ) d
 JOIN pickaxe.run r ON r.id = d.run_id

@@ -1,6 +1,26 @@
 -- The moves of 0001 as they are now that a step can be set aside, what they share, and, from 0002, what is asked before
 -- a suspect reduction. Whatever a database has of these is replaced.
 
+-- A run is woken: its arrivals grow by one. Returns the arrival's seq (null: the run is over), and whether
+-- the caller is the one that has to publish it.
+CREATE OR REPLACE FUNCTION pickaxe.wake(p_run uuid, p_redispatch double precision, OUT seq integer, OUT woken boolean)
+LANGUAGE plpgsql AS $$
+DECLARE before text;
+BEGIN
+    SELECT r.state INTO before FROM pickaxe.run r WHERE r.id = p_run FOR UPDATE;
+    woken := coalesce(before = 'waiting', false);
+    IF before IN ('ready', 'waiting', 'paused') THEN
+        UPDATE pickaxe.run r SET
+            wake = r.wake + 1,
+            state = CASE WHEN woken THEN 'ready' ELSE r.state END,
+            due = CASE WHEN woken THEN clock_timestamp() + make_interval(secs => p_redispatch) ELSE r.due END,
+            sent_at = CASE WHEN woken THEN clock_timestamp() ELSE r.sent_at END,
+            dispatches = CASE WHEN woken THEN 0 ELSE r.dispatches END
+        WHERE r.id = p_run
+        RETURNING r.wake INTO seq;
+    END IF;
+END $$;
+
 -- What a run's log has got since arrival p_head and commit p_epoch, as [steps, signals]: outcomes, steps that were
 -- asked for since, the calls of gathers that have ended since, those of `p_inline` however they are, and signals. Since
 -- -1 and -1: all of the chapter.
@@ -43,11 +63,13 @@ BEGIN
         ORDER BY index LIMIT 1 FOR UPDATE SKIP LOCKED
     ), freed AS (
         UPDATE pickaxe.step t SET state = CASE WHEN t.kind = 'tool' THEN 'ready' ELSE 'waiting' END,
-            due = CASE WHEN t.kind = 'tool' THEN clock_timestamp() + make_interval(secs => p_redispatch) END
+            due = CASE WHEN t.kind = 'tool' THEN clock_timestamp() + make_interval(secs => p_redispatch) END,
+            sent_at = CASE WHEN t.kind = 'tool' THEN clock_timestamp() END
         FROM next WHERE t.run_id = p_run AND t.key = next.key
         RETURNING t.key, t.kind
     ), started AS (
-        UPDATE pickaxe.run c SET due = clock_timestamp() + make_interval(secs => p_redispatch)
+        UPDATE pickaxe.run c SET
+            due = clock_timestamp() + make_interval(secs => p_redispatch), sent_at = clock_timestamp()
         FROM freed WHERE freed.kind = 'child' AND c.parent_run = p_run AND c.parent_step = freed.key
             AND c.state = 'ready' AND c.due IS NULL
     )
@@ -105,7 +127,7 @@ BEGIN
 
     UPDATE pickaxe.step SET
         state = p_state, output = p_output, error = p_error, seq = settle.seq, ordinal = place,
-        due = NULL, expires = NULL, owner = NULL, reason = NULL, finished_at = clock_timestamp()
+        due = NULL, sent_at = NULL, expires = NULL, owner = NULL, reason = NULL, finished_at = clock_timestamp()
         WHERE run_id = p_run AND key = p_key;
 
     IF fired IS NOT NULL THEN
@@ -147,6 +169,8 @@ BEGIN
         chapter_at = CASE WHEN p_state = 'ready' THEN clock_timestamp() ELSE coalesce(t.chapter_at, p_started) END,
         due = CASE WHEN p_state = 'ready' OR p_state = 'waiting' AND t.wake > p_wake
             THEN clock_timestamp() + make_interval(secs => p_redispatch) END,
+        -- Whoever has it moved goes on with it himself.
+        sent_at = CASE WHEN p_state = 'ready' THEN clock_timestamp() END,
         dispatches = 0,
         chapter = t.chapter + (p_state = 'ready')::integer,
         epoch = t.epoch + 1,
@@ -164,7 +188,7 @@ BEGIN
 
     IF p_steps IS NOT NULL THEN
         INSERT INTO pickaxe.step (
-            run_id, key, chapter, born, kind, name, digest, state, queue, priority, due, expires, total_timeout,
+            run_id, key, chapter, born, kind, name, digest, state, queue, priority, due, sent_at, expires, total_timeout,
             group_key, index, counted, failed, input, options, owner, ran_by, attempt, started_at)
         SELECT p_run, n.key, r.chapter, r.epoch, n.kind, n.name, n.digest, n.state, n.queue,
             coalesce(n.priority, r.priority),
@@ -172,6 +196,7 @@ BEGIN
                 WHEN n.due IS NOT NULL THEN to_timestamp(n.due)
                 WHEN n.due_in IS NOT NULL THEN clock_timestamp() + make_interval(secs => n.due_in)
             END,
+            CASE WHEN n.sent THEN clock_timestamp() END,
             clock_timestamp() + make_interval(secs => n.expires_in), n.total_timeout,
             n.group_key, n.index, CASE WHEN n.kind = 'gather' THEN 0 END, CASE WHEN n.kind = 'gather' THEN 0 END,
             n.input, n.options,
@@ -179,15 +204,16 @@ BEGIN
             (n.state = 'running')::integer, CASE WHEN n.state = 'running' THEN clock_timestamp() END
         FROM json_to_recordset(p_steps) AS n(
             key text, kind text, name text, digest text, state text, queue text, priority smallint,
-            due double precision, due_in double precision, expires_in double precision,
+            due double precision, due_in double precision, sent boolean, expires_in double precision,
             total_timeout double precision, group_key text, index integer, input text, options text);
     END IF;
 
     IF p_children IS NOT NULL THEN
-        INSERT INTO pickaxe.run (id, agent, version, state, queue, priority, due, deadline, input,
+        INSERT INTO pickaxe.run (id, agent, version, state, queue, priority, due, sent_at, deadline, input,
             parent_run, parent_step, root, metadata)
         SELECT n.id, n.agent, n.version, 'ready', n.queue, coalesce(n.priority, r.priority),
             CASE WHEN NOT n.held THEN clock_timestamp() + make_interval(secs => p_redispatch) END,
+            CASE WHEN NOT n.held THEN clock_timestamp() END,
             clock_timestamp() + make_interval(secs => n.timeout), n.input, p_run, n.step, r.root, r.metadata
         FROM json_to_recordset(p_children) AS n(
             id uuid, agent text, version text, held boolean, queue text, priority smallint,
@@ -257,7 +283,7 @@ BEGIN
         ended := true;
         UPDATE pickaxe.run SET
             state = CASE WHEN p_timed_out THEN 'failed' ELSE 'cancelled' END, epoch = epoch + 1, error = p_error,
-            reason = NULL, due = NULL, deadline = NULL, cancel_reason = p_reason, timed_out = p_timed_out,
+            reason = NULL, due = NULL, sent_at = NULL, deadline = NULL, cancel_reason = p_reason, timed_out = p_timed_out,
             finished_at = clock_timestamp()
             WHERE id = p_run;
         UPDATE pickaxe.step SET
@@ -282,6 +308,46 @@ BEGIN
     END IF;
 END $$;
 
+-- A step that was set aside may run again: because its `reconcile`, run by `p_owner`, found that nothing had happened,
+-- or (null) because a person says so, which wipes out what it was charged with and what total time it had. `outcome`:
+-- `ready`; `blocked`, when its gather's places are all taken; `quarantined`, when it kills its workers; null, refused.
+CREATE OR REPLACE FUNCTION pickaxe.reissue(
+    p_run uuid, p_key text, p_attempt integer, p_owner text, p_wait double precision, p_reason text, p_history text,
+    p_limit integer, OUT outcome text
+) LANGUAGE plpgsql AS $$
+DECLARE
+    s pickaxe.step%ROWTYPE;
+    places integer;
+    taken integer;
+BEGIN
+    SELECT * INTO s FROM pickaxe.step
+        WHERE run_id = p_run AND key = p_key AND attempt = p_attempt
+            AND CASE WHEN p_owner IS NULL THEN state IN ('unknown', 'quarantined') OR state = 'running' AND reconciling
+                ELSE state = 'running' AND reconciling AND owner = p_owner END
+        FOR UPDATE;
+    IF NOT FOUND THEN RETURN; END IF;
+    outcome := 'ready';
+    IF p_owner IS NOT NULL AND p_limit > 0 AND s.strikes >= p_limit THEN
+        outcome := 'quarantined';
+    ELSIF s.group_key IS NOT NULL AND s.options::jsonb->>'inline' IS NULL THEN
+        SELECT (options::jsonb->>'limit')::integer INTO places FROM pickaxe.step
+            WHERE run_id = p_run AND key = s.group_key AND state = 'waiting' FOR UPDATE;
+        SELECT count(*) INTO taken FROM pickaxe.step t
+            WHERE t.run_id = p_run AND t.group_key = s.group_key AND t.state IN ('ready', 'running', 'waiting')
+                AND NOT t.reconciling;
+        IF taken >= places THEN outcome := 'blocked'; END IF;
+    END IF;
+    UPDATE pickaxe.step SET
+        state = outcome, owner = NULL, reconciling = false, sent_at = NULL, dispatches = 0, reason = p_reason,
+        history = coalesce(p_history, history),
+        due = CASE WHEN outcome = 'ready' THEN clock_timestamp() + make_interval(secs => p_wait) END,
+        deaths = CASE WHEN p_owner IS NULL THEN s.attempt ELSE deaths END,
+        strikes = CASE WHEN p_owner IS NULL THEN 0 ELSE strikes END,
+        total_timeout = CASE WHEN p_owner IS NOT NULL THEN total_timeout END,
+        expires = CASE WHEN p_owner IS NOT NULL THEN created_at + make_interval(secs => total_timeout) END
+        WHERE run_id = p_run AND key = p_key;
+END $$;
+
 -- A reduction begins of which there is reason to believe that the last one killed its worker. `verdict`: `go`, and it
 -- is noted who reduces; `wait`, for another process has begun it, and either ends it soon or is found dead; `paused`,
 -- for `p_limit` processes (0: never) have died in it at this epoch, which `deaths` lists.
@@ -299,7 +365,7 @@ BEGIN
         FROM pickaxe.suspect n JOIN pickaxe.worker w ON w.id = n.owner WHERE n.run_id = p_run AND w.ended = 'died';
     IF p_limit > 0 AND died >= p_limit THEN
         UPDATE pickaxe.run SET
-            state = 'paused', epoch = epoch + 1, due = NULL, dispatches = 0, reason = p_reason,
+            state = 'paused', epoch = epoch + 1, due = NULL, sent_at = NULL, dispatches = 0, reason = p_reason,
             error = json_build_object('type', 'Quarantined', 'message', p_reason, 'deaths', deaths)
             WHERE id = p_run AND state = 'ready' AND epoch = p_epoch;
         -- It has been reduced or ended since it was loaded: there is nothing to do here.
@@ -310,7 +376,7 @@ BEGIN
             AND n.noted_at > clock_timestamp() - make_interval(secs => 10 * p_patience)
     ) THEN
         UPDATE pickaxe.run SET
-            due = clock_timestamp() + make_interval(secs => p_patience),
+            due = clock_timestamp() + make_interval(secs => p_patience), sent_at = NULL,
             reason = 'a worker process began its reduction and has not ended it'
             WHERE id = p_run AND state = 'ready' AND epoch = p_epoch;
         verdict := 'wait';

@@ -1,4 +1,4 @@
-"""The moves of a run and a step, with what a worker needs to go on from them."""
+"""When messages were sent, and the moves of a run and a step as they are now."""
 
 from pathlib import Path
 
@@ -11,6 +11,7 @@ _HERE = Path(__file__).parent
 
 
 def upgrade() -> None:
-    """Put functions in the place of those that told a worker less, or let a gather's freed place go to nobody."""
-    # The driver's own cursor: SQLAlchemy would read plpgsql's % and : as parameters.
-    op.get_bind().connection.cursor().execute((_HERE / "0003_moves.sql").read_text("utf-8"))
+    """Add what tells a lost message from one that waits its turn, and the functions that keep it."""
+    for name in ("0003_sent.sql", "0003_moves.sql"):
+        # The driver's own cursor: SQLAlchemy would read plpgsql's % and : as parameters.
+        op.get_bind().connection.cursor().execute((_HERE / name).read_text("utf-8"))
