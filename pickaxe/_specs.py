@@ -12,6 +12,7 @@ from pickaxe._effects import Effect
 from pickaxe._rates import Rate
 from pickaxe._retry import Retry
 from pickaxe._signatures import Signature
+from pickaxe._texts import shortened
 from pickaxe.errors import ConfigurationError
 
 AGENT_QUEUE = "agents"
@@ -39,7 +40,7 @@ class Limit:
         """What a call with these arguments uses, as (key, rate, units)."""
         key = self.key(**arguments) if callable(self.key) else self.key
         units = self.units(**arguments) if callable(self.units) else self.units
-        return [(str(key), str(rate), int(units)) for rate in self.rates]
+        return [(shortened(str(key)), str(rate), int(units)) for rate in self.rates]
 
 
 @dataclass(frozen=True, eq=False)

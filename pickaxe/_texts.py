@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from pickaxe.errors import InputError
 
 LONGEST = 500
@@ -30,3 +32,12 @@ def checked(text: object, what: str, *, longest: int = LONGEST, empty: bool = Fa
 def storable(text: str) -> str:
     """`text` from anywhere, with whatever Postgres cannot hold as visible escapes."""
     return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
+
+
+def shortened(text: str, longest: int = LONGEST) -> str:
+    """`text` from anywhere, as something that can be stored and compared; the end of what is too long as a digest."""
+    text = storable(text)
+    if len(text.encode()) <= longest:
+        return text
+    digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return f"{text.encode()[: longest - 33].decode(errors='ignore')}~{digest}"

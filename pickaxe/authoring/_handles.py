@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast
 from pickaxe._durations import Duration, optional_seconds, time_limit
 from pickaxe._effects import Effect
 from pickaxe._inject import Context
+from pickaxe._rates import Rate
 from pickaxe._specs import AgentSpec, Spec, ToolSpec, check_queue
 from pickaxe._states import ChildPolicy, StepKind
 from pickaxe._texts import checked
@@ -224,13 +225,26 @@ class Tool(Handle[P, R]):
         if spec.limits:
             arguments = spec.signature.decode_input(text)
             options["limits"] = [claim for limit in spec.limits for claim in limit.claims(arguments)]
-        return Call(
+        call = Call(
             reduction,
             Asked(
                 StepKind.TOOL, spec.name, spec.signature.decode_output, reraise, text, digest(text), options,
                 key=own.key, body=spec if spec.inline else None, spec=spec,
             ),
         )  # fmt: skip
+        self._check_limits(reduction, call)
+        return call
+
+    def _check_limits(self, reduction: Reduction, call: Call) -> None:
+        if not self.spec.limits or reduction.members([call]) != [None]:
+            return  # what the log has was asked for when its rate was another, perhaps
+        for key, rate, units in call.asked.options["limits"]:
+            if not 1 <= units <= Rate.parse(rate).count:
+                call.close()
+                raise InputError(
+                    f"the call {call.key!r} uses {units} units of the rate limit {rate} on {key!r}, and could never "
+                    f"start: make its rate_units 1 to {Rate.parse(rate).count}, or raise its rate_limit"
+                )
 
 
 class Agent(Handle[P, R]):

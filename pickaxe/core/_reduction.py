@@ -339,6 +339,7 @@ class Reduction:
             cancels |= {key: None for key, record in self._log.items() if key not in taken and _is_open(record)}
         for request in requests.values():
             self._log[request.key] = _born(request)
+        cancels = {key: None for key in cancels if key in self._log}  # a run that ends asks for nothing more
         for key in cancels:
             self._log[key] = replace(self._log[key], state=StepState.CANCELLING)
         for key, seq in settled:

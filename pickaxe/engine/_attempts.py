@@ -15,7 +15,7 @@ from pickaxe import _values
 from pickaxe._durations import humanise
 from pickaxe._failpoints import failpoint
 from pickaxe._states import StepState
-from pickaxe.engine import _errors
+from pickaxe.engine import _errors, _history
 from pickaxe.engine._claims import Attempt, hold_on, token
 from pickaxe.engine._doubt import answered, doubt
 from pickaxe.engine._engine import Engine
@@ -230,16 +230,13 @@ def _name(claim: Claim) -> str:
 def _retry(attempt: Attempt, error: BaseException, wait: float) -> None:
     engine, claim = attempt.engine, attempt.claim
     failed = _errors.describe(error)
-    past = _values.load(claim.history) if claim.history else []
-    past.append({
-        "attempt": claim.attempt, "owner": engine.process, "ended": "failed", "at": time.time(),
-        "type": failed["type"], "message": failed["message"][:500],
-    })  # fmt: skip
+    ended = _history.entry(claim.attempt, engine.process, "failed", **_history.of_error(failed))
+    history = _history.dump([*_history.load(claim.history), ended])
 
     def give_back() -> bool:
         failpoint("retry.before")
         given_back = insist(engine, attempt.token, lambda: engine.store.retry_step(
-            claim, attempt.owner, wait=wait, spared=0, error=_values.dump(failed), history=_values.dump(past),
+            claim, attempt.owner, wait=wait, spared=0, error=_values.dump(failed), history=history,
             reason=f"attempt {claim.attempt} failed ({failed['type']}), next in {humanise(wait)}",
         ))  # fmt: skip
         failpoint("retry.after")

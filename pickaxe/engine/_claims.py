@@ -20,13 +20,11 @@ from pickaxe.engine._dispatch import claims_of
 from pickaxe.engine._doubt import is_once
 from pickaxe.engine._engine import Engine
 from pickaxe.engine._gate import may_start
+from pickaxe.engine._plan import GRACE
 from pickaxe.engine._quarantine import apart
 from pickaxe.engine._transitions import step_entry
 from pickaxe.errors import StillUnknown
 from pickaxe.store import Claim
-
-GRACE = 2.0
-"""Seconds past its timeout that a call may take to stop by itself, before the sweeper takes it away."""
 
 
 @dataclass(slots=True)
@@ -131,7 +129,7 @@ def claim(engine: Engine, spec: ToolSpec, message: dict[str, Any]) -> Attempt | 
         failpoint("claim.before")
         claimed = engine.store.claim(
             run, key, attempt, owner, grace=GRACE,
-            informed=engine.settings.continuation != "plain", seen=engine.sticky.seen(run),
+            name=spec.name, agents=engine.resumable, seen=engine.sticky.seen(run),
         )  # fmt: skip
         failpoint("claim.after")
         if claimed is None:

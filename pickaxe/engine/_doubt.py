@@ -8,18 +8,17 @@ attempt of its own, or a person is.
 from __future__ import annotations
 
 import logging
-import time
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Row
 
-from pickaxe import _values
 from pickaxe._durations import humanise
 from pickaxe._effects import Effect
 from pickaxe._failpoints import failpoint
 from pickaxe._retry import Retry
 from pickaxe._states import StepState
-from pickaxe.engine import _errors
+from pickaxe._texts import storable
+from pickaxe.engine import _errors, _history
 from pickaxe.engine._engine import Engine
 from pickaxe.engine._released import publish_released
 from pickaxe.engine._transitions import step_entry
@@ -51,8 +50,8 @@ def doubt(attempt: Attempt, reason: str, *, wait: float = 0.0, spared: int = 1, 
     if claim.reconciling:
         reason, spared, history = f"its reconcile was cut short: {reason}", 0, claim.history
     else:
-        entry = {"attempt": claim.attempt, "owner": engine.process, "ended": "unknown", "message": reason}
-        reason, history = f"{reason}: {UNKNOWN}", _with(claim.history, entry)
+        ended = _history.entry(claim.attempt, engine.process, "unknown", message=reason)
+        reason, history = f"{reason}: {UNKNOWN}", _with(claim.history, ended)
     try:
         _set_aside(attempt, reason, wait=wait, spared=spared, error=error, history=history)
     except PickaxeError as failure:
@@ -68,25 +67,24 @@ def answered(attempt: Attempt, error: BaseException) -> str | None:
     claim, told = attempt.claim, _errors.describe(error)
     tries = _tries(claim.history)
     wait = error.after if isinstance(error, StillUnknown) and error.after is not None else _ASKING.wait(tries)
-    entry = {
-        "attempt": claim.attempt, "owner": attempt.engine.process, "ended": "not reconciled", "tries": tries,
-        "type": told["type"], "message": told["message"][:500],
-    }  # fmt: skip
+    ended = _history.entry(
+        claim.attempt, attempt.engine.process, "not reconciled", tries=tries, **_history.of_error(told)
+    )
     what = told["message"][:200] if isinstance(error, StillUnknown) else f"{told['type']}: {told['message'][:200]}"
     reason = f"{UNKNOWN}; its reconcile could not tell ({what}), and is asked again in {humanise(wait)}"
-    _set_aside(attempt, reason, wait=wait, spared=0, history=_with(claim.history, entry))
+    _set_aside(attempt, reason, wait=wait, spared=0, history=_with(claim.history, ended))
     return None
 
 
 def overdue(engine: Engine, step: Row[Any], what: str, options: dict[str, Any]) -> None:
     """The sweeper takes a call that may only run once, or its `reconcile`, from a process that does not end it."""
     wait = _ASKING.wait(_tries(step.history)) if options.get("reconcile") else None
-    entry = {"attempt": step.attempt, "owner": step.owner, "ended": "unknown", "message": what}
+    ended = _history.entry(step.attempt, step.owner, "unknown", message=what)
     failpoint("doubt.before")
     set_aside = engine.store.set_step_aside(
         step.run_id, step.key, StepState.UNKNOWN, attempt=step.attempt, owner=step.owner, due_in=wait, overdue=True,
         reason=f"attempt {step.attempt} {what}: {UNKNOWN}", error=_errors.timed_out(what),
-        history=_with(step.history, entry),
+        history=_with(step.history, ended),
     )  # fmt: skip
     failpoint("doubt.after")
     if set_aside.accepted:
@@ -100,12 +98,12 @@ def _again(attempt: Attempt, error: DidNotHappen) -> str | None:
     tried = claim.attempt - claim.deaths
     if tried >= int(claim.options.get("attempts", attempt.spec.retry.attempts)):
         return _errors.timed_out(f"ran out of time, and its effect did not happen: {error}")
-    entry = {
-        "attempt": claim.attempt, "owner": engine.process, "ended": "did not happen", "message": str(error)[:500],
-    }  # fmt: skip
+    ended = _history.entry(
+        claim.attempt, engine.process, "did not happen", message=str(error)[: _history.LONGEST_MESSAGE]
+    )
     failpoint("reissue.before")
     state = engine.store.reissue(
-        claim.run, claim.key, attempt=claim.attempt, owner=attempt.owner, history=_with(claim.history, entry),
+        claim.run, claim.key, attempt=claim.attempt, owner=attempt.owner, history=_with(claim.history, ended),
         limit=engine.settings.quarantine_after, reason=f"its reconcile {NOT_HAPPENED}",
     )  # fmt: skip
     failpoint("reissue.after")
@@ -122,7 +120,7 @@ def _again(attempt: Attempt, error: DidNotHappen) -> str | None:
 def _set_aside(
     attempt: Attempt, reason: str, *, wait: float, spared: int, history: str | None, error: str | None = None
 ) -> None:
-    engine, claim = attempt.engine, attempt.claim
+    engine, claim, reason = attempt.engine, attempt.claim, storable(reason)
     asks = bool(claim.options.get("reconcile"))
     failpoint("doubt.before")
     set_aside = engine.store.set_step_aside(
@@ -141,14 +139,14 @@ def _set_aside(
         engine.nudge(wait)
 
 
-def _with(history: str | None, entry: dict[str, Any]) -> str:
+def _with(history: str | None, ended: dict[str, Any]) -> str:
     """A history with one more entry. Of several questions without an answer only the last is kept, and counted."""
-    past = _values.load(history) if history else []
-    if past and past[-1]["ended"] == "not reconciled" == entry["ended"]:
+    past = _history.load(history)
+    if past and past[-1]["ended"] == "not reconciled" == ended["ended"]:
         past.pop()
-    return _values.dump([*past, {**entry, "at": time.time()}])
+    return _history.dump([*past, ended])
 
 
 def _tries(history: str | None) -> int:
-    last = _values.load(history)[-1] if history else {}
-    return int(last.get("tries", 0)) + 1
+    past = _history.load(history)
+    return int(past[-1].get("tries", 0)) + 1 if past else 1

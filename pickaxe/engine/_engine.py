@@ -97,7 +97,8 @@ class Engine:
 
     `owner` is this process's incarnation: random per process start, and new again if the process was
     declared dead and came back. `family` is its worker's: a prefork worker's processes share it. `stopping` tells
-    whether that worker was told to stop, `worker` which one it is (None outside of workers).
+    whether that worker was told to stop, `worker` which one it is (None outside of workers). `resumable` are the agents
+    whose runs go on here after a call.
     """
 
     def __init__(
@@ -120,6 +121,7 @@ class Engine:
         self.redis = redis_client
         self.settings = settings
         self.agents = agents
+        self.resumable = () if settings.continuation == "plain" else tuple(agents)
         self.tools = tools
         self.queue_limits = queue_limits
         self.stopping = stopping

@@ -9,9 +9,9 @@ from pickaxe import _values
 from pickaxe._specs import ToolSpec
 from pickaxe._states import StepState
 from pickaxe.core._records import Request
-from pickaxe.engine._claims import GRACE, Attempt, own, token
+from pickaxe.engine._claims import Attempt, own, token
 from pickaxe.engine._engine import Engine
-from pickaxe.engine._plan import Plan
+from pickaxe.engine._plan import GRACE, Plan, turn_ends
 from pickaxe.store import Claim, RunRow
 
 
@@ -22,12 +22,16 @@ def tokens(run: uuid.UUID, plan: Plan) -> list[str]:
 
 def take(engine: Engine, row: RunRow, plan: Plan) -> list[Attempt]:
     """Own the calls of a plan that are to be run here. `row` is the run after the plan's commit."""
-    attempts = []
+    attempts, ahead = [], plan.ahead
     for request, before in plan.inline:
         new = plan.states.get(request.key) == StepState.RUNNING
         claim = _born(row, request) if new else None
         owner = plan.owner if claim is not None else engine.owner
-        claim = claim or engine.store.claim(row.id, request.key, before + 1, owner, grace=GRACE)
+        if claim is None:
+            # Its time begins when those before it have had theirs.
+            grace = None if ahead is None else ahead + GRACE
+            claim = engine.store.claim(row.id, request.key, before + 1, owner, grace=grace)
+            ahead = turn_ends(ahead, request)
         if claim is not None:
             attempts.append(own(engine, _spec(engine, request), claim, owner))
     return attempts

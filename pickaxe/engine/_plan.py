@@ -12,6 +12,9 @@ from pickaxe._states import StepKind, StepState
 from pickaxe.core._records import Decision, Request
 from pickaxe.store import Log, RunRow, StepDue
 
+GRACE = 2.0
+"""Seconds past its timeout that a call may take to stop by itself, before the sweeper takes it away."""
+
 _OWN_COLUMNS = ("queue", "priority", "schedule_timeout", "total_timeout")
 
 
@@ -28,9 +31,10 @@ class Child:
 
 @dataclass(slots=True)
 class Plan:
-    """See the module. `inline` are the calls to be run here, with the attempts they have had.
+    """See the module. `inline` are the calls to be run here, one after the other, with the attempts they have had.
 
-    `gathered` are the calls of gathers that end with the last of them; others are `loose`.
+    `gathered` are the calls of gathers that end with the last of them; others are `loose`. `ahead`: the seconds within
+    which the inline calls that are new must have ended (None: whenever they like).
     """
 
     owner: str
@@ -43,6 +47,7 @@ class Plan:
     children: list[Child] = field(default_factory=list)
     event_waits: list[str] = field(default_factory=list)
     inline: list[tuple[Request, int]] = field(default_factory=list)
+    ahead: float | None = 0.0
 
 
 def child_id(run: uuid.UUID, key: str) -> uuid.UUID:
@@ -124,8 +129,16 @@ def _due_in(plan: Plan, request: Request, state: StepState) -> float | None:
         return plan.redispatch
     if request.kind is StepKind.EVENT:
         return plan.redispatch  # the sweeper looks back if this process does not live to do it
+    if state is StepState.RUNNING:
+        plan.ahead = turn_ends(plan.ahead, request)
+        return plan.ahead
+    return None
+
+
+def turn_ends(ahead: float | None, request: Request) -> float | None:
+    """Within how many seconds a call must have ended whose turn comes in at most `ahead`. None: whenever it likes."""
     timeout = request.options.get("timeout")
-    return float(timeout) + 2.0 if state is StepState.RUNNING and timeout is not None else None
+    return None if ahead is None or timeout is None else ahead + float(timeout) + GRACE
 
 
 def _child(plan: Plan, row: RunRow, request: Request, *, held: bool) -> dict[str, Any]:

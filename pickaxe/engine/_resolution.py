@@ -12,7 +12,8 @@ from pickaxe import _values
 from pickaxe._failpoints import failpoint
 from pickaxe._specs import ToolSpec
 from pickaxe._states import StepState
-from pickaxe.engine import _errors
+from pickaxe._texts import storable
+from pickaxe.engine import _errors, _history
 from pickaxe.engine._dispatch import publish_run
 from pickaxe.engine._engine import Engine
 from pickaxe.engine._released import publish_released
@@ -40,7 +41,7 @@ class Verdict:
 
     def entry(self, how: str) -> dict[str, Any]:
         """What the step's history keeps of it."""
-        return {"ended": "resolved", "how": how, "at": time.time(), **({"by": self.by} if self.by else {})}
+        return {"ended": "resolved", "how": how, "at": time.time(), **({"by": storable(self.by)} if self.by else {})}
 
 
 def resolve(
@@ -84,7 +85,7 @@ def _found(engine: Engine, run: uuid.UUID, key: str) -> StepView:
 
 
 def _again(engine: Engine, run: uuid.UUID, step: StepView, verdict: Verdict) -> None:
-    history = _values.dump([*step.history, verdict.entry("again")])
+    history = _history.dump([*step.history, verdict.entry("again")])
     failpoint("reissue.before")
     state = engine.store.reissue(
         run, step.key, attempt=step.attempt, history=history, reason="a person lets it run again"

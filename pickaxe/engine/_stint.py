@@ -21,13 +21,15 @@ class Stint:
     reduction that follows from it; `inline`, also the next call, if that is alone, on a queue that this worker takes
     messages from, without a rate limit, and `inline_for` has not passed.
 
-    `awaits`: on an event loop, which is where a pool of coroutines runs async tools.
+    `awaits`: on an event loop, which is where a pool of coroutines runs async tools. Others it runs on threads of their
+    own: the loop's few threads claim and record calls, and must not wait for a body.
     """
 
     def __init__(self, engine: Engine, *, awaits: bool = False) -> None:
         settings, worker = engine.settings, engine.worker()
         self._queues = worker.queues if worker else ()
-        self._awaits = awaits or worker is None or worker.pool != "coroutines"
+        self._awaits = awaits
+        self._is_choosy = worker is not None and worker.pool == "coroutines"
         self.woken = False
         self.wary = False
         self._engine = engine
@@ -63,6 +65,6 @@ class Stint:
             call.group is None
             and call.name in self._engine.tools
             and call.options["queue"] in self._queues
-            and (self._awaits or not self._engine.tools[call.name].is_async)
+            and (not self._is_choosy or self._engine.tools[call.name].is_async == self._awaits)
             and not claims_of(self._engine, call.options["queue"], limits)
         )

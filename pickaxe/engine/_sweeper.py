@@ -25,7 +25,7 @@ from pickaxe._effects import Effect
 from pickaxe._failpoints import FailpointError, failpoint
 from pickaxe._retry import Retry
 from pickaxe._states import StepState
-from pickaxe.engine import _errors
+from pickaxe.engine import _errors, _history
 from pickaxe.engine._cancellation import cancel
 from pickaxe.engine._claims import token
 from pickaxe.engine._dispatch import publish_run
@@ -49,7 +49,7 @@ LEADER = 0
 """The slot of the sweeper's lock; worker processes have slots from 1."""
 
 JUMP = 1.0
-"""Seconds by which the database's clock may differ from what it should be between two rounds."""
+"""Seconds by which the database's clock may differ from what it should be between two rounds, or a pause be late."""
 
 SHORTEST = 0.01
 """Seconds between two rounds when something is always due."""
@@ -83,10 +83,12 @@ class Sweeper:
         pause = 0.0
         nudges = Nudges(self._engine.redis)
         while not self._stop.is_set():
+            began = time.monotonic()
             if self._leading is not None:
                 nudges.wait(pause, self._stop)
             else:
                 self._stop.wait(pause)
+            self._steadiness.waited(pause, began)
             try:
                 pause = self._round() if self._leads() else self._engine.settings.sweep_every
             except Exception as error:
@@ -135,7 +137,8 @@ class Steadiness:
     """Whether the database can be asked who is dead.
 
     After a time in which nobody could write (a fail-over, a read-only spell), or when its clock has jumped, every
-    beat looks old, and all that lives needs a moment to beat again.
+    beat looks old, and all that lives needs a moment to beat again. So it is when this process was frozen, for others
+    may have been with it: a host, or all containers, that were paused.
     """
 
     def __init__(self) -> None:
@@ -148,6 +151,11 @@ class Steadiness:
         if self._offset is not None and not least - JUMP <= self._offset <= most + JUMP:
             self.disturbed()
         self._offset = most
+
+    def waited(self, seconds: float, began: float) -> None:
+        """A pause of so many seconds that `began` then, on the monotonic clock, is over."""
+        if time.monotonic() - began > seconds + JUMP:
+            self.disturbed()
 
     def disturbed(self) -> None:
         """Something went wrong just now."""
@@ -263,10 +271,8 @@ def _overdue(engine: Engine, step: Row[Any]) -> None:
     retry = spec.retry if spec is not None else Retry()
     attempts = int(options.get("attempts", retry.attempts))
     tried = step.attempt - step.deaths
-    if options.get("effect") == Effect.TRANSACTIONAL:
-        # Its locks would hold up the next attempt.
-        owned = token(step.run_id, step.key, step.attempt)
-        engine.store.end_transactions([transaction_name(step.owner, owned)])
+    # Not before it has lost the call: its process would take that for a lost connection, which costs no try.
+    transaction = _transaction(step, options)
     what = f"did not end within {humanise(options.get('timeout') or step.now - step.started)}"
     if is_once(options):
         overdue(engine, step, what, options)
@@ -274,12 +280,11 @@ def _overdue(engine: Engine, step: Row[Any]) -> None:
     if tried >= attempts or not retry.allows(TimeoutError()):
         _fail(engine, step, what, [StepState.RUNNING], {"attempt": step.attempt, "owner": step.owner})
         return
-    past = _values.load(step.history) if step.history else []
-    past.append({"attempt": step.attempt, "owner": step.owner, "ended": "timed out", "at": step.now})
+    ended = _history.entry(step.attempt, step.owner, "timed out")
     engine.store.database.rows(
         "retry_step", run=step.run_id, key=step.key, attempt=step.attempt, owner=step.owner, spared=0,
         overdue=True, wait=retry.wait(tried), error=_errors.timed_out(what), reason=f"attempt {step.attempt} {what}",
-        history=_values.dump(past),
+        history=_history.dump([*_history.load(step.history), ended]), transaction=transaction,
     )  # fmt: skip
 
 
@@ -291,3 +296,12 @@ def _fail(engine: Engine, step: Row[Any], what: str, origin: Sequence[StepState]
         publish_released(engine, step.run_id, settled.released)
         if settled.woken:
             publish_run(engine, step.run_id)
+        if (transaction := _transaction(step, _values.load(step.options))) is not None:
+            engine.store.end_transactions([transaction])
+
+
+def _transaction(step: Row[Any], options: dict[str, Any]) -> str | None:
+    """The name of the transaction that a running attempt works in, if it does."""
+    if options.get("effect") != Effect.TRANSACTIONAL or step.owner is None:
+        return None
+    return transaction_name(step.owner, token(step.run_id, step.key, step.attempt))

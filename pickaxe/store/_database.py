@@ -256,6 +256,13 @@ def native(name: str) -> str:
     return str(statement(name).compile(dialect=dialect.dialect()))  # type: ignore[no-untyped-call]
 
 
+@cache
+def array_of(texts: tuple[str, ...]) -> str:
+    """A literal of Postgres' for an array of texts, which needs no type to be looked up."""
+    quoted = (text.replace("\\", r"\\").replace('"', r"\"") for text in texts)
+    return "{" + ",".join(f'"{text}"' for text in quoted) + "}"
+
+
 def _parse(url: str) -> URL:
     # Without the URL itself: it may hold a password, and be wrong at any place.
     advice = "Pickaxe keeps its log in Postgres, such as postgresql://user@host:5432/name"

@@ -13,7 +13,7 @@ from sqlalchemy import Row
 from pickaxe import _values
 from pickaxe._states import RunState, StepKind, StepState
 from pickaxe.core._records import CancelRecord, SignalRecord, StepRecord
-from pickaxe.store._database import Database
+from pickaxe.store._database import Database, array_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,15 +255,17 @@ class RunStore:
 
     def claim(
         self, run: uuid.UUID, key: str, attempt: int, owner: str, *,
-        grace: float, informed: bool = False, seen: RunRow | None = None,
+        grace: float | None, name: str | None = None, agents: tuple[str, ...] = (),
+        seen: RunRow | None = None,
     ) -> Claim | None:  # fmt: skip
-        """Own a step's next attempt, or None: a duplicate, late or unwanted message.
+        """Own a step's next attempt, or None: a duplicate, late or unwanted message, or the step is no call of `name`.
 
-        `informed`: also what it takes to go on with the run, as far as it is not in `seen`, the run as this process
-        has seen it last.
+        If its run's agent is one of `agents`: also what it takes to go on with the run, as far as that is not in
+        `seen`, the run as this process has seen it last. The sweeper takes it away `grace` seconds after its timeout
+        (None: never).
         """
         row = self.database.row(
-            "claim", run=run, key=key, attempt=attempt, owner=owner, grace=grace, informed=informed,
+            "claim", run=run, key=key, attempt=attempt, owner=owner, grace=grace, name=name, agents=array_of(agents),
             seen_chapter=seen and seen.chapter, seen_head=seen and seen.head, seen_epoch=seen and seen.epoch,
         )  # fmt: skip
         if row is None:
@@ -298,7 +300,14 @@ class RunStore:
     def retry_step(self, claim: Claim, owner: str, **values: Any) -> bool:
         """Give a failed attempt back, to be tried again after `wait` seconds."""
         return self._did(
-            "retry_step", run=claim.run, key=claim.key, attempt=claim.attempt, owner=owner, overdue=False, **values
+            "retry_step",
+            run=claim.run,
+            key=claim.key,
+            attempt=claim.attempt,
+            owner=owner,
+            overdue=False,
+            transaction=None,
+            **values,
         )
 
     def give_back(self, token: str, owner: str) -> bool:

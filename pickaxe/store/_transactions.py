@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from pickaxe._states import StepState
 from pickaxe.errors import TransactionError
 from pickaxe.store._connection import AnsweringConnection
-from pickaxe.store._database import Database, native
+from pickaxe.store._database import LONGEST_IDLE, Database, native
 from pickaxe.store._runs import Settled
 
 _LEFT_BEHIND = (
@@ -26,6 +26,9 @@ _LEFT_BEHIND = (
     "SELECT pg_advisory_unlock_all()"
 )
 """Undoes what a tool may do to a session that outlives its transaction."""
+
+_TAKEN_OVER = f"RELEASE SAVEPOINT pickaxe; SET LOCAL idle_in_transaction_session_timeout = {LONGEST_IDLE * 1000:.0f}"
+"""From here on the transaction holds rows that the whole fleet needs: a process that freezes must not keep them."""
 
 _CONFLICTS = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
 
@@ -131,7 +134,7 @@ class ToolTransaction:
         if self._session is not None:
             self._session.flush()
         try:
-            psycopg.Cursor(self._driver).execute("RELEASE SAVEPOINT pickaxe")
+            psycopg.Cursor(self._driver).execute(_TAKEN_OVER)
         except (psycopg.errors.InvalidSavepointSpecification, psycopg.errors.NoActiveSqlTransaction) as error:
             raise TransactionError(
                 "the tool ended its transaction with an SQL statement of its own, so its effect is not committed with "

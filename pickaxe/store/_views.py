@@ -94,7 +94,8 @@ class StepView:
     @classmethod
     def of(cls, s: Any) -> StepView:
         return cls(
-            s.key, s.kind, s.name, StepState(s.state), s.seq, s.attempt, s.deaths, s.strikes, s.reconciling,
+            s.key, s.kind, s.name, StepState(s.state), s.seq, s.attempt, s.deaths, s.strikes,
+            s.reconciling and s.state == StepState.RUNNING,
             _values.load(s.options).get("effect", "idempotent"), s.worker, s.queue, s.group_key,
             s.chapter, _values.load(s.input), _optional(s.output), _optional(s.error), s.reason,
             _optional(s.progress), _history(s), s.child, s.due, s.created_at, s.started_at,

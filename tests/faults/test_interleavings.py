@@ -235,7 +235,7 @@ def test_a_call_whose_heartbeat_comes_while_the_sweeper_finds_it_overdue_goes_on
     store.progress(claim, worker, progress=None, grace=60)
     again = store.database.rows(
         "retry_step", run=run.id, key="one", attempt=overdue.attempt, owner=overdue.owner, spared=0, wait=0, error=None,
-        reason="", history=None, overdue=True,
+        reason="", history=None, overdue=True, transaction=None,
     )  # fmt: skip
     assert not again
     assert settle(store, run, "one").accepted
@@ -449,3 +449,36 @@ def test_an_event_does_not_overtake_one_that_a_wait_is_about_to_find_when_it_loo
     assert store.look_back(run.id, "paid") == []
     [found] = store.load(run.id).log.steps  # type: ignore[union-attr]
     assert found.output == '{"n": 1}'
+
+
+def test_the_time_of_a_child_run_that_its_gather_holds_back_begins_when_it_is_let_go(store: Store) -> None:
+    run = new_run(store)
+    gather = step("gather", "gather", "waiting", due_in=None, options='{"count":2,"tolerant":true,"limit":1}')
+    calls = [
+        step(
+            key,
+            "child",
+            state,
+            due_in=None,
+            group_key="gather",
+            index=index,
+            options='{"timeout":60,"policy":"cancel"}',
+        )
+        for index, (key, state) in enumerate([("first", "waiting"), ("held", "blocked")])
+    ]
+    children = [
+        {"id": str(uuid7()), "agent": "kid", "version": "1", "held": key == "held", "queue": "agents", "timeout": 60.0,
+         "input": "{}", "step": key}
+        for key in ("first", "held")
+    ]  # fmt: skip
+    assert commit(store, run, [gather, *calls], children=_values.dump(children)).committed
+    deadlines = "SELECT parent_step, deadline > now() + interval '59 s' FROM pickaxe.run WHERE parent_run = %s"
+
+    def left() -> dict[str, bool | None]:
+        with store.database.engine.connect() as connection:
+            return {row[0]: row[1] for row in connection.exec_driver_sql(deadlines, (run.id,))}
+
+    assert left() == {"first": True, "held": None}
+    settled = store.settle(run.id, "first", StepState.SUCCEEDED, origin=[StepState.WAITING], output="1")
+    assert settled.released == ["held"]
+    assert left() == {"first": True, "held": True}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import psycopg
 import pytest
 
 from pickaxe import _values
@@ -438,6 +439,36 @@ def test_a_step_beside_a_reduction_under_suspicion_is_not_charged_in_full(store:
         case.claim(worker, "a")
         suspect(case, worker, limit=0)
         assert case.dies(worker) == {"a": ("ready", strikes)}
+
+
+def test_a_process_that_is_declared_dead_loses_its_open_transactions_though_none_of_its_calls_is_left(
+    store: Store,
+) -> None:
+    case = Case(store)
+    with store.tool_transaction(f"pickaxe {case.worker('frozen')} 1") as frozen:
+        with store.tool_transaction(f"pickaxe {case.worker('alive')} 1") as alive:
+            case.query("UPDATE pickaxe.worker SET beat_at = now() - interval '1 hour' WHERE id = 'frozen' RETURNING 1")
+            case.query("UPDATE pickaxe.worker SET beat_at = now() + interval '1 hour' WHERE id = 'alive' RETURNING 1")
+            assert [dead.id for dead in store.bury_workers(dead=2, vanished=10)] == ["frozen"]
+            alive.commit()
+        with pytest.raises(psycopg.errors.AdminShutdown):
+            frozen.commit()
+
+
+def test_a_question_that_must_wait_for_a_rate_limit_is_asked_at_its_slot(store: Store) -> None:
+    case = Case(store, "asked", options=ASKED)
+    case.claim(case.worker("one"), "asked")
+    case.dies("one")
+    reason = case.step("asked").reason
+    slot = {"run": str(case.run), "attempt": 1, "wait": 3600.0, "granted": True, "reason": "waits for its rate limit"}
+    store.defer_steps([{"key": "asked", **slot}])
+    later = "SELECT key, granted, reason FROM pickaxe.step WHERE due > now() + interval '30 minutes'"
+    assert case.query(later) == [("asked", True, reason)]
+    person = Case(store, "once", options=ONCE)
+    person.claim(person.worker("two"), "once")
+    person.dies("two")
+    store.defer_steps([{"key": "once", **slot, "run": str(person.run)}])
+    assert person.step("once").due is None, "a person is to answer, and nobody asks a tool"
 
 
 # What nobody looks at any more.

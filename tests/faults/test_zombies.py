@@ -61,6 +61,29 @@ def test_a_worker_frozen_again_and_again_under_load_costs_nothing(
     evidence(f"declared dead {deaths} times, refused {zombie.text().count('came too late')} results")
 
 
+@pytest.mark.scenario(4)
+@pytest.mark.timeout(60)
+def test_workers_that_were_all_frozen_at_once_do_not_declare_each_other_dead(
+    fleet: Fleet, evidence: Callable[..., None], report: Report
+) -> None:
+    run = fleet.enqueue(one_slow, 12.0)
+    workers = [fleet.start(f"worker{n}") for n in range(3)]
+    eventually(fleet.running, "the body runs")
+    silent = "SELECT count(*) FROM pickaxe.worker WHERE beat_at < clock_timestamp() - interval '{} s'"
+    for _ in range(3):
+        for worker in workers:
+            worker.send(signal.SIGSTOP)
+        eventually(lambda: fleet.query(silent.format(2.5)) == [(3,)], "all are silent for longer than the living are")
+        for worker in workers:
+            worker.send(signal.SIGCONT)
+        eventually(lambda: fleet.query(silent.format(1)) == [(0,)], "they beat again, or are declared dead")
+        assert fleet.query("SELECT count(*) FROM pickaxe.worker WHERE ended = 'died'") == [(0,)]
+    assert fleet.results([run]) == [49]
+    assert len(fleet.entries("start")) == 1
+    report(hits=3, verdict=fleet.check())
+    evidence("three workers were frozen together three times, and none of them was declared dead")
+
+
 @pytest.mark.scenario(8)
 @pytest.mark.timeout(60)
 def test_a_sweeper_that_is_killed_is_replaced_at_once_with_the_children_it_had_forked(

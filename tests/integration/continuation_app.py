@@ -40,6 +40,11 @@ async def adds_async(n: int) -> int:
 
 
 @agent
+async def adds_both_ways(n: int) -> int:
+    return await add(await add(await add_async(n, 1), 1), 1)
+
+
+@agent
 async def adds_limited(n: int) -> int:
     for _ in range(3):
         n = await add_limited(n, 1)
@@ -60,7 +65,7 @@ async def adds_at_once(n: int) -> int:
 
 app = Pickaxe(
     "continuation",
-    agents=[adds, adds_async, adds_limited, adds_busy, adds_at_once],
+    agents=[adds, adds_async, adds_both_ways, adds_limited, adds_busy, adds_at_once],
     tools=[add, add_async, add_limited, add_busy],
     queues=[Queue("busy", rate_limit="1000/s")],
 )

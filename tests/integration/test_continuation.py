@@ -6,6 +6,7 @@ import os
 import re
 import uuid
 from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ import pytest
 from pickaxe import Context, Pickaxe, Retry, agent, gather, inject, tool
 from pickaxe.engine._sweeper import release_due
 from pickaxe.engine._work import reduce
-from tests.integration.continuation_app import adds, adds_async, adds_at_once, adds_busy, adds_limited
+from pickaxe.store import Store
+from tests.integration.continuation_app import adds, adds_async, adds_at_once, adds_both_ways, adds_busy, adds_limited
 from tests.workers import running_worker
 
 
@@ -33,7 +35,38 @@ async def doubles(rounds: int) -> int:
     return sum(numbers)
 
 
-AGENTS = (adds, adds_async, adds_limited, adds_busy, adds_at_once)
+@tool(inline=True, timeout=10, retries=Retry(attempts=2, backoff=0.0))
+def queues(n: int, ctx: Context = inject()) -> int:
+    """Fails at first, after a look at when the sweeper would take it and its neighbours away."""
+    DUE[ctx.attempt, n] = due_in(ctx.run)
+    if ctx.attempt == 1:
+        raise ValueError(n)
+    return n
+
+
+@tool(inline=True)
+def takes_its_time(n: int, ctx: Context = inject()) -> int:
+    DUE[ctx.attempt, n] = due_in(ctx.run)
+    return n
+
+
+@agent
+async def queued(times: bool) -> int:
+    return sum(await gather(queues(0), queues(1), queues(2), *([takes_its_time(3), queues(4)] if times else [])))
+
+
+DUE: dict[tuple[int, int], list[float | None]] = {}
+STORES: list[Store] = []
+
+
+def due_in(run: str) -> list[float | None]:
+    """The seconds after which a run's running calls are taken away, in whole tens."""
+    now = datetime.now(UTC)
+    steps = [step for step in STORES[-1].view_steps(uuid.UUID(run)) if step.kind == "tool"]
+    return [None if s.due is None else round((s.due - now).total_seconds(), -1) for s in steps if s.state == "running"]
+
+
+AGENTS = (adds, adds_async, adds_both_ways, adds_limited, adds_busy, adds_at_once)
 
 PLENTY = {"PICKAXE_INLINE_FOR": "60"}
 
@@ -110,3 +143,38 @@ def test_a_run_of_inline_calls_is_loaded_once_and_then_caught_up_with(services):
 def test_an_async_call_never_takes_up_a_thread_where_there_is_an_event_loop_for_it(services, tmp_path):
     pool = {"pool": "custom", "CELERY_CUSTOM_WORKER_POOL": "pickaxe.broker:CoroutinePool"}
     assert run(services, tmp_path, adds_async, **pool) == {"agent": 1, "tool": 1}
+
+
+def test_a_call_that_blocks_never_takes_up_one_of_an_event_loops_own_threads(services, tmp_path):
+    pool = {"pool": "custom", "CELERY_CUSTOM_WORKER_POOL": "pickaxe.broker:CoroutinePool"}
+    assert run(services, tmp_path, adds_both_ways, **pool) == {"agent": 1, "tool": 2}
+
+
+def test_a_process_that_cannot_go_on_with_a_run_is_not_told_its_log(services):
+    names = ("agent", 'quo"ted\\', "doubles")
+    for agents, told in (((), False), (names[:2], False), (names, True)):
+        app = Pickaxe("told", agents=[adds], settings=services.settings(continuation="resume"))
+        store, run = app.engine.store, adds.enqueue(1)
+        store.register_worker(app.engine.owner, name="here", pid=os.getpid(), handles=[])
+        reduce(app.engine, uuid.UUID(run.id))
+        with store.database.engine.connect() as connection:
+            connection.exec_driver_sql("UPDATE pickaxe.run SET agent = 'doubles'")
+        claimed = store.claim(uuid.UUID(run.id), "add#1", 1, app.engine.owner, grace=2, agents=agents)
+        assert (claimed.news is not None) == told
+        app.client.close()
+
+
+@pytest.mark.parametrize("times", [False, True])
+def test_calls_that_are_run_here_one_after_the_other_are_not_taken_away_while_they_wait_for_their_turn(services, times):
+    app = Pickaxe("queued", agents=[queued], settings=services.settings(continuation="plain"))
+    engine, run = app.engine, queued.enqueue(times)
+    engine.store.register_worker(engine.owner, name="here", pid=os.getpid(), handles=[])
+    STORES.append(engine.store)
+    while run.status in ("ready", "waiting"):
+        release_due(engine)
+        reduce(engine, uuid.UUID(run.id))
+    assert run.result(timeout=1) == 3 + 7 * times
+    # Each may take 10 s, and 2 s to stop; nobody knows when the turn of what comes after one without a timeout is.
+    assert DUE[1, 0] == [10.0, 20.0, 40.0, *([None, None] if times else [])]
+    assert DUE[2, 0] == [10.0, 20.0, 40.0, *([50.0] if times else [])]
+    app.client.close()

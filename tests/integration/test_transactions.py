@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import uuid
 from dataclasses import replace
 
@@ -16,10 +17,16 @@ from sqlalchemy.orm import Session
 from pickaxe import Pickaxe, Retry, agent, inject, tool
 from pickaxe.engine import _claims, _effects, _work
 from pickaxe.engine._stint import Stint
+from pickaxe.engine._sweeper import sweep
 from pickaxe.errors import RunFailedError
+from pickaxe.store import ToolTransaction
 from tests.proxy import proxied
 from tests.unit.test_docs_examples import load
+from tests.workers import eventually
 
+OVERDUE = """UPDATE pickaxe.step SET due = now(),
+    options = '{{"effect": "transactional", "timeout": 0.1, "attempts": {}}}'"""
+SLEEPING = "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%' AND application_name LIKE 'pickaxe %'"
 INSERT = "INSERT INTO public.effect VALUES (1)"
 
 
@@ -118,8 +125,15 @@ def conflicts(how: str, connection: psycopg.Connection = inject()) -> str:
     return "done"
 
 
+@tool(effect="transactional", timeout=0.1)
+def slow(how: str, connection: psycopg.Connection = inject()) -> str:
+    connection.execute(INSERT)
+    connection.execute("SELECT pg_sleep(60)")
+    return how
+
+
 ATTEMPTS: list[str] = []
-TOOLS = {handle.name: handle for handle in (by_psycopg, by_sqlalchemy, by_session, promises_otherwise, conflicts)}
+TOOLS = {handle.name: handle for handle in (by_psycopg, by_sqlalchemy, by_session, promises_otherwise, conflicts, slow)}
 
 
 @agent
@@ -303,6 +317,47 @@ def test_a_connection_that_is_gone_before_the_commit_costs_no_try_and_leaves_not
     _, second = attempt(app, "psycopg", "nothing else", 2, run)
     perform(second)
     assert effects(services) == 1
+
+
+def test_a_process_that_freezes_between_its_result_and_the_commit_holds_its_run_for_seconds_and_no_more(
+    app, services, monkeypatch
+):
+    run, claimed = attempt(app, "psycopg", "nothing else")
+    commit = ToolTransaction.commit
+
+    def freeze(transaction):
+        # Whatever else the fleet has to do with the run waits for its row.
+        app.engine.store.wake(uuid.UUID(run.id))
+        commit(transaction)
+
+    monkeypatch.setattr(ToolTransaction, "commit", freeze)
+    perform(claimed)
+    monkeypatch.undo()
+    [step] = run.steps()
+    assert (step.state, step.attempt - step.deaths) == ("ready", 0)
+    assert effects(services) == 0
+    _, second = attempt(app, "psycopg", "nothing else", 2, run)
+    perform(second)
+    assert effects(services) == 1
+
+
+@pytest.mark.parametrize(("attempts", "state"), [(1, "failed"), (2, "ready")])
+def test_a_transaction_that_runs_out_of_time_costs_a_try_though_its_connection_ends_with_it(
+    app, services, monkeypatch, attempts, state
+):
+    run, claimed = attempt(app, "slow", "x")
+    execute(services.database_url, OVERDUE.format(attempts))
+    body = threading.Thread(target=perform, args=[claimed], daemon=True)
+    body.start()
+    eventually(lambda: execute(services.database_url, SLEEPING), what="the tool is in its transaction")
+    end = app.engine.store.end_transactions
+    monkeypatch.setattr(app.engine.store, "end_transactions", lambda names: (end(names), body.join(10)))
+    sweep(app.engine, bury=False)
+    body.join(10)
+    assert not body.is_alive()
+    [step] = run.steps()
+    assert (step.state, step.attempt - step.deaths) == (state, 1)
+    assert effects(services) == 0
 
 
 def test_the_tool_in_the_documentation_books_a_seat_once(services):

@@ -444,6 +444,23 @@ def test_an_agent_that_spins_fails_and_says_why(monkeypatch: pytest.MonkeyPatch)
     assert {s.key: s.state for s in ran.steps} == {"echo#1": "succeeded"}
 
 
+def test_an_agent_that_spins_after_it_took_back_a_child_run_fails_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_loop, "SPIN_LIMIT", 1_000)
+
+    async def echoing(value: int) -> int:
+        return value
+
+    async def main() -> None:
+        task = asyncio.create_task(agent(echoing).using(on_cancel="wait")(1))
+        await asyncio.sleep(0)
+        task.cancel()
+        while True:
+            await asyncio.sleep(0)
+
+    with pytest.raises(RunFailedError, match="it spins"):
+        simulate(agent(main)).result()
+
+
 def test_async_generators_can_be_iterated_and_dropped() -> None:
     cleaned = []
 

@@ -1,9 +1,10 @@
 -- A worker process takes a step: to run it, or, if an attempt's outcome is unknown, to ask for that. A duplicate or
--- late message finds another state or attempt, and takes nothing; nor does a process that was declared dead, until it
--- has taken a new name. Of the steps that are charged with deaths, a worker runs one at a time. With :informed, also
--- what the process needs to go on with the run: what is new in its log since arrival :seen_head and commit :seen_epoch
--- of chapter :seen_chapter, or, if these are null, all of it and the run's input besides. The claim of a call that may
--- be repeated is not flushed: the process that loses it in a crash of Postgres makes it again.
+-- late message finds another state or attempt, and takes nothing; nor does one to another tool than :name (null: any),
+-- whose body has nothing to do with the call, nor a process that was declared dead, until it has taken a new name. Of
+-- the steps that are charged with deaths, a worker runs one at a time. If the run's agent is one of :agents, also what
+-- the process needs to go on with the run: what is new in its log since arrival :seen_head and commit :seen_epoch of
+-- chapter :seen_chapter, or, if these are null, all of it and the run's input besides. The claim of a call that may be
+-- repeated is not flushed: the process that loses it in a crash of Postgres makes it again.
 UPDATE pickaxe.step s SET
     state = 'running', attempt = s.attempt + 1, owner = :owner, ran_by = :owner, sent_at = NULL, dispatches = 0, reason = NULL,
     progress = NULL, started_at = clock_timestamp(),
@@ -12,7 +13,7 @@ UPDATE pickaxe.step s SET
     reconciling = s.state = 'unknown', deaths = s.deaths + (s.state = 'unknown')::integer
 FROM pickaxe.run r
 WHERE s.run_id = :run AND s.key = :key AND (s.state = 'ready' OR s.state = 'unknown' AND s.due IS NOT NULL)
-    AND s.attempt = :attempt - 1 AND r.id = s.run_id
+    AND s.attempt = :attempt - 1 AND r.id = s.run_id AND (CAST(:name AS text) IS NULL OR s.name = :name)
     AND EXISTS (SELECT 1 FROM pickaxe.worker w WHERE w.id = :owner AND w.ended_at IS NULL)
     AND (s.strikes < 1 OR NOT EXISTS (
         SELECT 1 FROM pickaxe.worker me
@@ -26,8 +27,8 @@ RETURNING s.name, s.digest, s.input AS arguments, s.options, s.attempt, s.deaths
     r.timed_out, extract(epoch FROM r.chapter_at)::float8 AS started,
     extract(epoch FROM clock_timestamp())::float8 AS now,
     CASE WHEN NOT s.options::jsonb ? 'effect' THEN set_config('synchronous_commit', 'off', true) END,
-    CASE WHEN :informed AND CAST(:seen_chapter AS integer) IS NULL THEN r.input END AS input,
-    CASE WHEN :informed AND s.group_key IS NULL AND r.state IN ('ready', 'waiting')
+    CASE WHEN r.agent = ANY (CAST(:agents AS text[])) AND CAST(:seen_chapter AS integer) IS NULL THEN r.input END AS input,
+    CASE WHEN r.agent = ANY (CAST(:agents AS text[])) AND s.group_key IS NULL AND r.state IN ('ready', 'waiting')
             AND r.chapter = coalesce(CAST(:seen_chapter AS integer), r.chapter)
             AND (r.wake, r.epoch) IS DISTINCT FROM (CAST(:seen_head AS integer), CAST(:seen_epoch AS integer))
         THEN pickaxe.news(

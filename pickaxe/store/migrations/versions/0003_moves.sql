@@ -66,10 +66,11 @@ BEGIN
             due = CASE WHEN t.kind = 'tool' THEN clock_timestamp() + make_interval(secs => p_redispatch) END,
             sent_at = CASE WHEN t.kind = 'tool' THEN clock_timestamp() END
         FROM next WHERE t.run_id = p_run AND t.key = next.key
-        RETURNING t.key, t.kind
+        RETURNING t.key, t.kind, (t.options::jsonb->>'timeout')::float8 AS timeout
     ), started AS (
         UPDATE pickaxe.run c SET
-            due = clock_timestamp() + make_interval(secs => p_redispatch), sent_at = clock_timestamp()
+            due = clock_timestamp() + make_interval(secs => p_redispatch), sent_at = clock_timestamp(),
+            deadline = clock_timestamp() + make_interval(secs => freed.timeout)
         FROM freed WHERE freed.kind = 'child' AND c.parent_run = p_run AND c.parent_step = freed.key
             AND c.state = 'ready' AND c.due IS NULL
     )
@@ -214,7 +215,9 @@ BEGIN
         SELECT n.id, n.agent, n.version, 'ready', n.queue, coalesce(n.priority, r.priority),
             CASE WHEN NOT n.held THEN clock_timestamp() + make_interval(secs => p_redispatch) END,
             CASE WHEN NOT n.held THEN clock_timestamp() END,
-            clock_timestamp() + make_interval(secs => n.timeout), n.input, p_run, n.step, r.root, r.metadata
+            -- The time of one that is held back begins when it is let go.
+            CASE WHEN NOT n.held THEN clock_timestamp() + make_interval(secs => n.timeout) END,
+            n.input, p_run, n.step, r.root, r.metadata
         FROM json_to_recordset(p_children) AS n(
             id uuid, agent text, version text, held boolean, queue text, priority smallint,
             timeout double precision, input text, step text)
