@@ -75,6 +75,8 @@ def _summary(found: list[str]) -> str:
 
 def _checks(project: Project) -> Iterator[Check]:
     client = project.client
+    if project.broken:
+        yield Check("app", "problem", project.broken, "its workers cannot start like this", FAILED)
     database = [*_guarded("database", lambda: _database(client))]
     yield from database
     server = [*_guarded("redis", lambda: _redis(client))]
@@ -156,16 +158,16 @@ def _count(name: str, count: int, what: str, advice: str, *, problem: bool = Fal
 
 
 def _workers(project: Project, *, ask: bool) -> list[Check]:
-    client, app = project.client, project.app_if_any
+    client, app = project.client, project.app_if_sound
     workers = client.store.list_workers()
     if not workers:
         return [Check("workers", "problem", "none is running", "start one with `pickaxe worker`", FAILED)]
     shared = namesakes(client.store, vanished=client.settings.vanished_after)
     who = takers(workers, client.queues_served() if ask else {}, shared)
     checks = [_names(workers), *_namesakes(shared), _beats(workers), *_open_work(client, who)]
-    if app is None:
+    if app is None and not project.broken:
         checks.append(Check("app", "warning", "none here", "with -A, doctor compares its handles with the workers'"))
-    else:
+    elif app is not None:
         checks.append(_handles(app, who))
     return [*checks, *_queues(app, who)] if ask else checks
 

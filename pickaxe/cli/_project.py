@@ -18,6 +18,7 @@ from dotenv import dotenv_values
 
 from pickaxe._durations import seconds
 from pickaxe._settings import Settings
+from pickaxe.cli._text import console, say
 from pickaxe.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -32,11 +33,17 @@ DEV_FILE = Path(".pickaxe") / "dev.json"
 """Written by `pickaxe dev` while it runs, so that commands in the same folder, and below it, find its services."""
 
 
+class BrokenAppError(ConfigurationError):
+    """The app cannot be imported."""
+
+
 @dataclass
 class Project:
     """What was given on the command line, and what follows from it."""
 
     path: str | None = None
+    broken: str = ""
+    """Why the app cannot be imported, once that has been tried."""
 
     @cached_property
     def app(self) -> Pickaxe:
@@ -61,6 +68,21 @@ class Project:
             return load_app(str(dev["app"]), Path(str(dev["folder"])))
         return None
 
+    @cached_property
+    def app_if_sound(self) -> Pickaxe | None:
+        """As `app_if_any`, for what needs services but no app: None, with a warning, where it cannot be imported.
+
+        Raises `BrokenAppError` when nothing but the app says where the services are.
+        """
+        try:
+            return self.app_if_any
+        except BrokenAppError as error:
+            if Settings().database_url is None:
+                raise
+            self.broken = str(error)
+            say(("pickaxe: ", "bold yellow"), f"{error}. Going on without it.", to=console(stderr=True))
+            return None
+
     @property
     def name(self) -> str:
         """What to call the app."""
@@ -71,14 +93,14 @@ class Project:
         """The app's client, or one made from the environment."""
         from pickaxe.client import Client
 
-        return self.app_if_any.client if self.app_if_any is not None else Client(Settings())
+        return self.app_if_sound.client if self.app_if_sound is not None else Client(Settings())
 
     def run(self, name: str) -> Run[Any]:
         """The run with this id, whose id begins like this, or the `latest`."""
         if name == "latest":
             newest = self.client.runs(limit=1)
             name = str(newest[0].id) if newest else name
-        handles = self.app_if_any.handles if self.app_if_any is not None else {}
+        handles = self.app_if_sound.handles if self.app_if_sound is not None else {}
         return self.client.run(name, handles)
 
     def use_settings(self) -> None:
@@ -131,9 +153,7 @@ def _import(module: str, path: str) -> Any:
     except Exception as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         where = "" if last.filename.startswith("<frozen") else f" ({last.filename}, line {last.lineno})"
-        raise ConfigurationError(
-            f"the app {path} cannot be imported: {type(error).__name__}: {error}{where}"
-        ) from error
+        raise BrokenAppError(f"the app {path} cannot be imported: {type(error).__name__}: {error}{where}") from error
 
 
 def _must_come_from(place: str, module: Any, path: str) -> None:

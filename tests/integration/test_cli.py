@@ -265,6 +265,21 @@ def test_doctor_shows_open_work_that_nobody_takes_and_workers_of_one_name(projec
             assert "2 workers are named cli-one@" in project("doctor")
 
 
+def test_an_app_that_cannot_be_imported_keeps_nobody_from_looking_at_its_runs(project: Project) -> None:
+    started = project.json("run", "total", "[1]")["id"]
+    project.write("import nowhere_to_be_found\n")
+    told = project.both("show", started)
+    assert (
+        "the app workers.app:app cannot be imported: ModuleNotFoundError: No module named 'nowhere_to_be_found'" in told
+    )
+    assert "Going on without it" in told
+    assert "total" in project("runs")
+    checks = project.json("doctor", code=1)["checks"]
+    assert [check["found"].partition(":")[0] for check in checks if check["name"] == "app"] == ["the app workers.app"]
+    assert "is cancelled" in project("cancel", started)
+    assert "cannot be imported" in project("run", "total", "[1]", code=2)
+
+
 def test_without_a_worker_runs_wait_and_say_so(project: Project) -> None:
     started = project.json("run", "total", "[1]")
     assert "no worker is running" in project("show", started["id"])
