@@ -122,8 +122,8 @@ class Publisher:
 
         self._retrying(send)
 
-    def waiting_longest(self, places: Sequence[tuple[str, int]]) -> dict[tuple[str, int], list[str]]:
-        """The ids of the messages that have waited longest for each queue and priority, longest first.
+    def waiting(self, places: Sequence[tuple[str, int]]) -> dict[tuple[str, int], list[str]]:
+        """The ids of some messages that wait in each queue at each priority, among them that which waits longest.
 
         Empty where nothing waits, and for brokers that cannot tell. Raises `PublishError`.
         """
@@ -132,7 +132,7 @@ class Publisher:
             channel = producer.channel
             if not isinstance(channel, Channel):
                 return {}
-            found = channel.waiting_longest([(queue, self._broker_priority(priority)) for queue, priority in places])
+            found = channel.waiting([(queue, self._broker_priority(priority)) for queue, priority in places])
             return dict(zip(places, found, strict=True))
 
     def publish_again(self, kept: str) -> None:

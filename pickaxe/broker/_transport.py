@@ -22,6 +22,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from queue import Empty
 from typing import Any
 
@@ -45,9 +46,6 @@ _PATH = "pickaxe.broker._transport:Transport"
 
 Command = tuple[str | int, ...]
 """A Redis command and its arguments."""
-
-LONGEST = 5
-"""How many of the messages that have waited longest are looked at: the first may be about something that is over."""
 
 IN_LOG = "in_log"
 """The header of a message that can be lost without loss."""
@@ -148,15 +146,27 @@ class Channel(kombu_redis.Channel):
         elif isinstance(answers[-1], Exception):
             raise answers[-1]
 
-    def waiting_longest(self, places: Sequence[tuple[str, int]]) -> list[list[str]]:
-        """For each queue and Redis priority, the ids of the tasks that have waited longest, longest first."""
-        with self.conn_or_acquire() as client, client.pipeline(transaction=False) as pipe:
-            for queue, priority in places:
-                pipe.lrange(self._q_for_pri(queue, priority), -LONGEST, -1)  # type: ignore[no-untyped-call]
-            answers = pipe.execute()
+    def waiting(self, places: Sequence[tuple[str, int]]) -> list[list[str]]:
+        """The ids of some tasks that wait at each queue and Redis priority, longest first.
+
+        The few that have waited longest, and then ever fewer: the first may be about what is over, or be over before
+        their ids are looked at.
+        """
+        names = [self._q_for_pri(queue, priority) for queue, priority in places]  # type: ignore[no-untyped-call]
+        with self.conn_or_acquire() as client:
+            with client.pipeline(transaction=False) as pipe:
+                for name in names:
+                    pipe.llen(name)
+                lengths = pipe.execute()
+            samples = [_sample(length) for length in lengths]
+            with client.pipeline(transaction=False) as pipe:
+                for name, sample in zip(names, samples, strict=True):
+                    for place in sample:
+                        pipe.lindex(name, -place)
+                items = iter(pipe.execute())
         return [
-            [str(self._open(item, queue)["headers"].get("id")) for item in reversed(items)]
-            for (queue, _), items in zip(places, answers, strict=True)
+            [str(self._open(item, queue)["headers"].get("id")) for item in islice(items, len(sample)) if item]
+            for (queue, _), sample in zip(places, samples, strict=True)
         ]
 
     def _create_client(self, asynchronous: bool = False) -> Any:
@@ -208,6 +218,11 @@ class Channel(kombu_redis.Channel):
             logger.warning("ignored a broadcast on %r: %s", exchange, fault)
             return False
         return bool(super()._deliver_fanout_message(message, exchange))  # type: ignore[no-untyped-call]
+
+
+def _sample(length: int) -> list[int]:
+    """Places in a list, from its end: 1 to 8, 16, 32, and so on."""
+    return [*range(1, min(length, 8) + 1), *(2**n for n in range(4, length.bit_length()))]
 
 
 class Transport(kombu_redis.Transport):

@@ -50,9 +50,9 @@ def send(engine: Engine, runs: Iterable[Row[Any]], steps: Sequence[StepDue]) -> 
 
 
 def _waiting(engine: Engine, late: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
-    """What has waited longest in these queues, as far as the broker can tell."""
+    """Some of what waits in these queues, the longest among it, as far as the broker can tell."""
     try:
-        found = engine.publisher.waiting_longest(late)
+        found = engine.publisher.waiting(late)
     except PublishError as error:
         logger.debug("the broker cannot be asked what waits: %s", error)
         return []

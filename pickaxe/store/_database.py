@@ -145,6 +145,10 @@ class Database:
         """The rows of a named statement."""
         return self.patiently(lambda: self._run(native(name), parameters))
 
+    def rows_now(self, name: str, /, **parameters: Any) -> Sequence[Row[Any]]:
+        """As `rows`, of a statement that is only right now, and not when the database is back. Raises `DBAPIError`."""
+        return self._run(native(name), parameters)
+
     def row(self, name: str, /, **parameters: Any) -> Row[Any] | None:
         """The first row of a named statement, or None."""
         rows = self.rows(name, **parameters)

@@ -91,7 +91,7 @@ class FleetStore:
 
     def bury_workers(self, *, dead: float, vanished: float) -> Sequence[Row[Any]]:
         """Declare dead what is dead."""
-        return self.database.rows(
+        return self.database.rows_now(
             "bury_workers", dead=dead, vanished=vanished, lock_class=LOCK_CLASS, found_again=FOUND_AGAIN
         )
 
@@ -118,7 +118,7 @@ class FleetStore:
     def late_runs(self, waiting: Sequence[dict[str, Any]], cap: float) -> Sequence[Row[Any]]:
         """Runs whose message was sent and not taken: to be published again, unless it `waits`.
 
-        `waiting` are the messages that have waited longest: mappings of queue, priority, run and key.
+        `waiting` are some messages in their queues, the oldest among them: mappings of queue, priority, run and key.
         """
         return self.database.rows(
             "late_runs", waiting=_values.dump(list(waiting)), batch=BATCH, base=self.redispatch, cap=cap

@@ -131,7 +131,7 @@ def test_a_broker_that_cannot_be_asked_is_told_everything_again(app, monkeypatch
     def refuse(_):
         raise PublishError("away")
 
-    monkeypatch.setattr(app.engine.publisher, "waiting_longest", refuse)
+    monkeypatch.setattr(app.engine.publisher, "waiting", refuse)
     assert look(app) == about(run)
 
 

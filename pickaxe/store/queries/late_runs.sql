@@ -1,6 +1,6 @@
--- Runs whose message was sent and not taken. :waiting are the messages that have waited longest in their queues. What
--- was sent after those waits behind them, and is looked at again when they would have waited twice as long; the message
--- of anything else is lost, and sent again, later every time.
+-- Runs whose message was sent and not taken. :waiting are some messages in each queue, the oldest among them. What was
+-- sent after those waits behind them, and is looked at again when they would have waited twice as long; the message of
+-- anything else is lost, and sent again, later every time.
 WITH oldest AS (
     SELECT m.queue, m.priority, min(coalesce(s.sent_at, r.sent_at)) AS sent_at
     FROM json_to_recordset(CAST(:waiting AS json)) AS m(queue text, priority smallint, run uuid, key text)
