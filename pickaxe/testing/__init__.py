@@ -12,11 +12,26 @@ def test_a_report_waits_for_its_review():
     assert ran.result().approved
     assert [step.key for step in ran.steps] == ["search#1", "review#1"]
 ```
+
+`FakeProvider` is a provider of models on this machine, for whatever calls models through an SDK.
 """
 
 from pickaxe.testing._deaths import dies
 from pickaxe.testing._rows import Step
 from pickaxe.testing._simulation import Simulation, SimulationError, simulate
 from pickaxe.testing._tools import takes
+from pickaxe.testing.providers import ErrorReply, FakeProvider, RawReply, Received, Reply
 
-__all__ = ["Simulation", "SimulationError", "Step", "dies", "simulate", "takes"]
+__all__ = [
+    "ErrorReply",
+    "FakeProvider",
+    "RawReply",
+    "Received",
+    "Reply",
+    "Simulation",
+    "SimulationError",
+    "Step",
+    "dies",
+    "simulate",
+    "takes",
+]
